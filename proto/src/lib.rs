@@ -1,0 +1,19 @@
+//! What the agent and the server must agree on: words, formats, and the pure algorithms that make and read them.
+//!
+//! ```text
+//! image ─▶ block ─▶ signature ─▶ plan ─▶ pack
+//!                      ▲           ▲
+//!                      └── scan ───┘          wire: who may say what when
+//! ```
+//! This crate knows no clock, socket or path and no async runtime. Nothing in it can block, so all of it can be
+//! tested without waiting, and fuzzed. Every decoder is total: it returns an error, it never panics, and it never
+//! takes memory or time that its input's length does not pay for.
+
+pub mod block;
+pub mod codec;
+pub mod digest;
+pub mod image;
+pub mod limits;
+pub mod refusal;
+pub mod release;
+pub mod wire;

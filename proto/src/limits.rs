@@ -1,0 +1,73 @@
+//! Every bound, on one page, each with its reason.
+//!
+//! A length, offset or count that comes from a peer or a disk is held against one of these before anything is
+//! allocated or indexed by it.
+
+/// Bytes in a block. File systems live on this grid: smaller blocks cost more in checksums than they save, larger
+/// ones break the grid.
+pub const BLOCK: u64 = 4096;
+
+/// Bytes in a region, the unit of subtree hashes. A power of two, so that each whole region is a BLAKE3 subtree.
+pub const REGION: u64 = 1 << 20;
+
+/// Blocks in a whole region.
+pub const REGION_BLOCKS: u64 = REGION / BLOCK;
+
+/// The largest image: 1 TiB. Block numbers stay below 2^28, so that twice a block number fits a `u32`, and the
+/// subtree section stays below 32 MiB.
+pub const IMAGE_MAX: u64 = 1 << 40;
+
+/// A control message's JSON. A node with many labels says what it must in 4 KiB; the rest is room to grow.
+pub const MESSAGE_MAX: usize = 64 << 10;
+
+/// One pack's bytes before compression. Bounds what a decoder holds at once.
+pub const PACK_RAW_MAX: usize = 1 << 20;
+
+/// One pack's bytes on the wire: never more than stored plainly (codec `raw`).
+pub const PACK_WIRE_MAX: usize = PACK_RAW_MAX;
+
+/// A pack's prefix, all its runs together.
+pub const PREFIX_MAX: usize = 4 << 20;
+
+/// Runs in one pack's prefix.
+pub const PREFIX_RUNS_MAX: usize = 64;
+
+/// A plan as it travels (compressed), and unpacked. 16 bytes for every block of a 4 GiB image that changed in
+/// every second block; a plan above it is not worth having: fetch cold.
+pub const PLAN_WIRE_MAX: usize = 16 << 20;
+/// A plan unpacked.
+pub const PLAN_RAW_MAX: usize = 64 << 20;
+
+/// Steps in a plan.
+pub const PLAN_STEPS_MAX: usize = 4 << 20;
+
+/// Packs in a plan: an image of [`IMAGE_MAX`] in full packs.
+pub const PLAN_PACKS_MAX: usize = (IMAGE_MAX as usize) / PACK_RAW_MAX;
+
+/// Objects that a plan's packs may lie in.
+pub const PLAN_OBJECTS_MAX: usize = 1 << 16;
+
+/// Runs in one request for blocks, and blocks in all of them: 8 MiB, a few round trips' worth at 1 Gbit/s.
+pub const BLOCKS_RUNS_MAX: usize = 2048;
+/// Blocks in one request for blocks.
+pub const BLOCKS_PER_REQUEST: u64 = 2048;
+
+/// Bytes in one ranged request for an object.
+pub const OBJECT_RANGE_MAX: u64 = 16 << 20;
+
+/// One file of signed metadata. A channel with 4,000 releases stays below it.
+pub const TRUST_FILE_MAX: u64 = 4 << 20;
+
+/// Files of signed metadata in one answer.
+pub const TRUST_FILES_MAX: usize = 1024;
+
+/// Labels on a node or a release, and the length of a label's key or value.
+pub const LABELS_MAX: usize = 64;
+/// Bytes in a label's key or value.
+pub const LABEL_LEN_MAX: usize = 128;
+
+/// Bytes in a release's name, a version or a channel's name.
+pub const NAME_LEN_MAX: usize = 64;
+
+/// Golden blocks searched for in one round of the rolling scan: its index takes about 80 bytes a block.
+pub const ROLLING_ROUND: usize = 128 << 10;

@@ -1,0 +1,2 @@
+//! goldsync
+fn main() {}
