@@ -61,8 +61,11 @@ pub enum Request {
     },
     /// Signed metadata that is newer than what the node holds. Body of the answer: the files, one after the other.
     Trust {
-        /// File name to version, for the files held.
+        /// Role to version, for the metadata held: `{"root": 1, "timestamp": 7, ...}`.
         have: BTreeMap<String, u64>,
+        /// Target files wanted besides: `channel_production.json`, `release_web_1.json`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        want: Vec<String>,
     },
     /// A range of an immutable object. Body of the answer: the bytes.
     Object {

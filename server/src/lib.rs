@@ -1,1 +1,3 @@
-//! goldsync
+//! goldsync's server and the operator's tool.
+
+pub mod api;

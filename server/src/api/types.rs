@@ -1,0 +1,246 @@
+//! The bodies of the HTTPS API, shared by the server that answers and the operator's tool that asks.
+//!
+//! JSON, snake case, times in RFC 3339 (UTC). Unknown fields are ignored by both sides. Every error has the body
+//! [`Problem`] with a status of 4xx (the request's fault) or 5xx (the server's).
+
+use std::collections::BTreeMap;
+
+use goldsync_proto::block::Run;
+use goldsync_proto::digest::ImageId;
+use goldsync_proto::release::{Manifest, Pointer, ReleaseRef, Sections, Word};
+use goldsync_proto::wire::{Outcome, Report};
+use serde::{Deserialize, Serialize};
+
+/// What went wrong, and what to do about it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Problem {
+    /// A stable word for programs: `not_found`, `conflict`, `unauthorised`, `bad_request`, `internal`, ...
+    pub code: String,
+    /// The values, for people.
+    pub message: String,
+    /// The remedy, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+/// `GET /v1/status`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The server's version.
+    pub version: String,
+    /// Releases, nodes, and nodes connected now.
+    pub releases: u64,
+    /// Nodes enrolled and not revoked.
+    pub nodes: u64,
+    /// Nodes with an open control stream.
+    pub connected: u64,
+    /// Bytes in the object store.
+    pub stored: u64,
+}
+
+/// `POST /v1/uploads`: begin, or go on with, the upload of an image. Idempotent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UploadRequest {
+    /// The image's id.
+    pub image: ImageId,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Answer to [`UploadRequest`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UploadState {
+    /// The image is stored already, whole and proven: nothing to upload.
+    pub stored: bool,
+}
+
+/// Answer to `PUT /v1/uploads/{image}/blocks` (body: the signature's `blocks` section, octets):
+/// the runs of target blocks whose bytes the server lacks. Equal blocks are asked for once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Missing {
+    /// `(first, count)`, ascending.
+    pub runs: Vec<Run>,
+}
+
+// `PUT /v1/uploads/{image}/frames/{first}` carries one literal frame (octets, see proto::pack) whose raw bytes are the
+// next missing blocks in order, beginning with target block `first`. Answer: 204. Sending a frame again is harmless.
+
+/// Answer to `POST /v1/uploads/{image}/complete`: the server has read the image back from its store, whole.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Uploaded {
+    /// The sections as the server made them; the publisher compares before it signs.
+    pub sections: Sections,
+    /// Bytes that this image added to the store.
+    pub added: u64,
+}
+
+/// `POST /v1/releases`: make a release visible. Atomic.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReleaseRequest {
+    /// The manifest, exactly as signed (text of the TUF target file).
+    pub manifest: String,
+    /// The signed `releases` role, text.
+    pub role: String,
+}
+
+/// A release as the API shows it. `GET /v1/releases` (list), `GET /v1/releases/{name}/{version}`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Release {
+    /// What was signed.
+    pub manifest: Manifest,
+    /// Who published it.
+    pub published_by: String,
+    /// When the server took it.
+    pub published_at: String,
+    /// Bytes that it added to the store.
+    pub added: u64,
+    /// The channels that point at it.
+    pub channels: Vec<Word>,
+}
+
+/// `POST /v1/channels/{channel}`: point a channel at a release.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PromoteRequest {
+    /// The pointer, exactly as signed (text of the TUF target file).
+    pub pointer: String,
+    /// The signed `channel-…` role, text.
+    pub role: String,
+}
+
+/// A channel. `GET /v1/channels` (list).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Channel {
+    /// Its name.
+    pub channel: Word,
+    /// Where it points; `None` before the first promotion.
+    pub pointer: Option<Pointer>,
+    /// Nodes that follow it.
+    pub nodes: u64,
+}
+
+// `GET /v1/channels/{channel}/history` answers `Vec<Promotion>`, newest first.
+
+/// One promotion.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Promotion {
+    /// Where the channel pointed from then on.
+    pub release: ReleaseRef,
+    /// Its image.
+    pub image: ImageId,
+    /// The operator.
+    pub by: String,
+    /// When.
+    pub at: String,
+}
+
+/// `POST /v1/tokens`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TokenRequest {
+    /// Seconds until it expires; the server's default is one hour.
+    #[serde(default)]
+    pub valid_s: Option<u64>,
+    /// How many nodes may enrol with it; default 1.
+    #[serde(default)]
+    pub uses: Option<u32>,
+    /// Labels that a node enrolled with it gets, over its own.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Answer to [`TokenRequest`]. The tool joins `secret`, the CA's hash and the TUF root's hash into the printed token.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Token {
+    /// For the audit log and for `token list`; no secret.
+    pub id: String,
+    /// Shown once, stored hashed.
+    pub secret: String,
+    /// When it expires.
+    pub expires_at: String,
+}
+
+/// A node in the roster. `GET /v1/nodes?channel=&selector=k=v,k=v` (list).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Node {
+    /// Its name.
+    pub node: Word,
+    /// The channel that it follows, as it last said.
+    pub channel: Option<Word>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Whether its control stream is open now.
+    pub connected: bool,
+    /// When it was last heard of.
+    pub last_seen: Option<String>,
+    /// Its agent's version.
+    pub version: Option<String>,
+    /// How it said it was.
+    pub report: Option<Report>,
+    /// Whether its active image is the one that its channel points at; `None` if not known.
+    pub current: Option<bool>,
+    /// Revoked nodes stay listed.
+    pub revoked: bool,
+    /// When it enrolled.
+    pub enrolled_at: String,
+}
+
+// `POST /v1/nodes/{node}/revoke`: empty body, answer 204.
+
+/// `POST /v1/fleet/sync`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SyncRequest {
+    /// Nodes that follow this channel.
+    pub channel: Word,
+    /// Only nodes with all these labels.
+    #[serde(default)]
+    pub selector: BTreeMap<String, String>,
+    /// At once, without the nodes' splay.
+    #[serde(default)]
+    pub now: bool,
+}
+
+/// Answer to [`SyncRequest`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SyncOrder {
+    /// The order's number.
+    pub order: u64,
+    /// The nodes that it reached.
+    pub nodes: Vec<Word>,
+    /// Nodes that match but are not connected; they will see the channel when they are.
+    pub absent: Vec<Word>,
+}
+
+/// `GET /v1/fleet/sync/{order}/events`: one JSON object a line (application/x-ndjson) until every node is done.
+/// The first lines are the present state of each node, so that a late reader misses nothing that matters.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SyncEvent {
+    /// Which node.
+    pub node: Word,
+    /// How it is, while it works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<Report>,
+    /// How it ended; the last event of a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+}
+
+/// An entry of the audit log. `GET /v1/audit?limit=` (list, newest first).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AuditEntry {
+    /// When.
+    pub at: String,
+    /// The operator or node.
+    pub who: String,
+    /// `release.publish`, `channel.promote`, `token.create`, `node.enrol`, `node.revoke`, `fleet.sync`, ...
+    pub what: String,
+    /// On what, with its values.
+    pub detail: String,
+    /// The peer's address.
+    pub from: String,
+}
+
+/// `GET /v1/trust`: the signed metadata that the server holds, so that the tool can make the next version of a role.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TrustFiles {
+    /// File name (`1.root.json`, `timestamp.json`, `3.releases.json`, ...) to text.
+    pub files: BTreeMap<String, String>,
+}
