@@ -14,7 +14,7 @@ pub struct Geometry {
 }
 
 /// Why a number of bytes cannot be an image's size.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GeometryError {
     /// Nothing to boot.
     #[error("an image of 0 bytes holds nothing; publish a file system or a disk")]

@@ -32,20 +32,20 @@ pub const PREFIX_MAX: usize = 4 << 20;
 /// Runs in one pack's prefix.
 pub const PREFIX_RUNS_MAX: usize = 64;
 
-/// A plan as it travels (compressed), and unpacked. 16 bytes for every block of a 4 GiB image that changed in
-/// every second block; a plan above it is not worth having: fetch cold.
-pub const PLAN_WIRE_MAX: usize = 16 << 20;
-/// A plan unpacked.
-pub const PLAN_RAW_MAX: usize = 64 << 20;
+/// A plan as it travels (compressed). A plan above it is not worth having: plan by the signature, or fetch cold.
+pub const PLAN_WIRE_MAX: usize = 8 << 20;
 
-/// Steps in a plan.
-pub const PLAN_STEPS_MAX: usize = 4 << 20;
+/// A plan unpacked. Held whole by an agent that must do with 64 MiB.
+pub const PLAN_RAW_MAX: usize = 24 << 20;
 
-/// Packs in a plan: an image of [`IMAGE_MAX`] in full packs.
-pub const PLAN_PACKS_MAX: usize = (IMAGE_MAX as usize) / PACK_RAW_MAX;
+/// Steps in a plan: 24 bytes each in memory.
+pub const PLAN_STEPS_MAX: usize = 1 << 20;
+
+/// Packs in a plan: 256 GiB in full packs.
+pub const PLAN_PACKS_MAX: usize = 256 << 10;
 
 /// Objects that a plan's packs may lie in.
-pub const PLAN_OBJECTS_MAX: usize = 1 << 16;
+pub const PLAN_OBJECTS_MAX: usize = 64 << 10;
 
 /// Runs in one request for blocks, and blocks in all of them: 8 MiB, a few round trips' worth at 1 Gbit/s.
 pub const BLOCKS_RUNS_MAX: usize = 2048;
@@ -68,6 +68,9 @@ pub const LABEL_LEN_MAX: usize = 128;
 
 /// Bytes in a release's name, a version or a channel's name.
 pub const NAME_LEN_MAX: usize = 64;
+
+/// Golden blocks looked up in one round of the aligned pass: the index takes about 5 bytes a block.
+pub const ALIGNED_ROUND: usize = 4 << 20;
 
 /// Golden blocks searched for in one round of the rolling scan: its index takes about 80 bytes a block.
 pub const ROLLING_ROUND: usize = 128 << 10;

@@ -37,6 +37,7 @@ pub const ALPN_ENROL: &[u8] = b"goldsync-enrol/1";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case")]
 #[non_exhaustive]
+#[allow(clippy::large_enum_variant, reason = "one message at a time; boxing would only blur it")]
 pub enum Request {
     /// Become a node. Only on [`ALPN_ENROL`].
     Enrol {
@@ -253,6 +254,7 @@ pub struct Progress {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "say", rename_all = "snake_case")]
 #[non_exhaustive]
+#[allow(clippy::large_enum_variant, reason = "one message at a time; boxing would only blur it")]
 pub enum NodeSays {
     /// How it is now.
     Report {

@@ -1,0 +1,383 @@
+//! Making the plan for a known base: which blocks are copied, which travel, and what each pack is compressed against.
+//!
+//! ```text
+//! block hashes of base and target ─▶ match ─▶ literal blocks ─▶ gather into packs ─▶ prefix ─▶ compress ─▶ plan + packs
+//! ```
+//! A changed file's new blocks stand near the blocks that did not change, and its old version stands in the base near
+//! what those were copied from. So each pack of up to 1 MiB is compressed with a *prefix* of up to 4 MiB out of the base:
+//! first what lies *near* (around the neighbouring copies' sources, and the same offset), then what has most samples in
+//! common with it by content (*votes*), the best last, nearest to the data. This beats one whole-image patch by far,
+//! at bounded memory on the node. The server's work, once per pair; both images are mapped, not loaded.
+
+use std::collections::HashMap;
+
+use crate::block::{Geometry, Run};
+use crate::digest::{Digest, ImageId};
+use crate::limits::{BLOCK, PACK_RAW_MAX, PREFIX_MAX, PREFIX_RUNS_MAX};
+use crate::pack::{self, hash16};
+use crate::plan::{Pack, Plan, Source, Step};
+use crate::scan::aligned::BlockIndex;
+use crate::signature::{BlockHashes, zero_hash};
+
+mod votes;
+
+pub use votes::Votes;
+
+/// An image whose bytes and section `blocks` are at hand.
+#[derive(Clone, Copy, Debug)]
+pub struct Image<'a> {
+    /// Its id.
+    pub id: ImageId,
+    /// Its geometry.
+    pub geometry: Geometry,
+    /// All its bytes.
+    pub bytes: &'a [u8],
+    /// The section `blocks`.
+    pub hashes: BlockHashes<'a>,
+}
+
+/// How hard to try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Effort {
+    /// zstd's level.
+    pub level: i32,
+    /// Bytes of a pack before it is cut.
+    pub pack: usize,
+    /// Bytes of prefix a pack.
+    pub prefix: usize,
+}
+
+impl Effort {
+    /// A node is waiting.
+    pub const QUICK: Self = Self { level: 9, pack: PACK_RAW_MAX, prefix: PREFIX_MAX };
+}
+
+/// Blocks that a plan's packs hold before they are cut early at a gap, and the gap in blocks.
+const CUT_AT: usize = 64 << 12;
+const CUT_GAP: u32 = 512;
+
+/// Makes the plan from `base` to `target`. The packs' bytes go to `out`, one call a pack, in order; the plan's one object is
+/// their concatenation.
+///
+/// Fails only if `out` does.
+pub fn pair<E>(
+    base: Image<'_>,
+    target: Image<'_>,
+    effort: Effort,
+    mut out: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<Plan, E> {
+    let (steps, gathered) = match_blocks(base, target, effort);
+    let votes = if gathered.is_empty() { Votes::default() } else { Votes::of(base.bytes) };
+    let (mut packs, mut name, mut offset) = (Vec::with_capacity(gathered.len()), blake3::Hasher::new(), 0);
+    for gathered in compress_all(base, target, effort, &votes, &gathered) {
+        let (mut pack, wire) = gathered;
+        pack.offset = offset;
+        offset += wire.len() as u64;
+        name.update(&wire);
+        out(&wire)?;
+        packs.push(pack);
+    }
+    let objects = if packs.is_empty() { vec![] } else { vec![Digest(*name.finalize().as_bytes())] };
+    Ok(Plan { base: Some(base.id), target: target.id, geometry: target.geometry, steps, objects, packs })
+}
+
+/// The literal blocks of one pack, and the base blocks that lie near them.
+#[derive(Debug, Default)]
+struct Gathered {
+    blocks: Vec<u32>,
+    near: Vec<u32>,
+}
+
+/// Settles every target block: equal at the same offset, zero, equal elsewhere, seen already in a pack, or literal.
+fn match_blocks(base: Image<'_>, target: Image<'_>, effort: Effort) -> (Vec<Step>, Vec<Gathered>) {
+    let index = BlockIndex::new(base.hashes, 0..base.hashes.len());
+    let mut matcher = Matcher { base, index, effort, steps: Vec::new(), packs: Vec::new(), seen: HashMap::new() };
+    (0..).zip(target.hashes.iter()).for_each(|(block, hash)| matcher.settle(block, hash));
+    (matcher.steps, matcher.packs)
+}
+
+struct Matcher<'a> {
+    base: Image<'a>,
+    index: BlockIndex<'a>,
+    effort: Effort,
+    steps: Vec<Step>,
+    packs: Vec<Gathered>,
+    /// Literal blocks by hash: pack, and block in it.
+    seen: HashMap<u64, (u32, u32)>,
+}
+
+impl Matcher<'_> {
+    fn settle(&mut self, block: u32, hash: u64) {
+        if hash == zero_hash() {
+            self.push(Step::Zero { count: 1 });
+        } else if let Some(from) = self.copy_source(block, hash) {
+            self.push(Step::Copy { source: Source::Active, from, count: 1 });
+        } else {
+            let (pack, from) = match self.seen.get(&hash) {
+                Some(place) => *place,
+                None => self.gather(block, hash),
+            };
+            self.push(Step::Patch { pack, from, count: 1 });
+        }
+    }
+
+    /// The same offset costs no write where the standby slot holds the base; going on where the last copy ended keeps the
+    /// plan short; else the occurrence nearest to this offset.
+    fn copy_source(&self, block: u32, hash: u64) -> Option<u32> {
+        let holds = |from: u32| self.base.hashes.get(from) == Some(hash);
+        if holds(block) {
+            return Some(block);
+        }
+        if let Some(Step::Copy { from, count, .. }) = self.steps.last()
+            && holds(from + count)
+        {
+            return Some(from + count);
+        }
+        self.index.find(hash).iter().copied().min_by_key(|from| from.abs_diff(block))
+    }
+
+    fn gather(&mut self, block: u32, hash: u64) -> (u32, u32) {
+        let full = self.effort.pack / BLOCK as usize;
+        let cut = self.packs.last().is_none_or(|pack| {
+            let gap = pack.blocks.last().is_some_and(|last| block - last > CUT_GAP);
+            pack.blocks.len() >= full || (gap && pack.blocks.len() * BLOCK as usize >= CUT_AT)
+        });
+        if cut {
+            self.packs.push(Gathered::default());
+        }
+        let number = self.packs.len() as u32 - 1;
+        let near = [Some(block), self.last_copy_end()];
+        let Some(pack) = self.packs.last_mut() else { return (0, 0) };
+        pack.near.extend(near.into_iter().flatten());
+        pack.blocks.push(block);
+        let place = (number, pack.blocks.len() as u32 - 1);
+        self.seen.insert(hash, place);
+        place
+    }
+
+    fn last_copy_end(&self) -> Option<u32> {
+        self.steps.iter().rev().take(4).find_map(|step| match step {
+            Step::Copy { from, count, .. } => Some(from + count),
+            _ => None,
+        })
+    }
+
+    fn push(&mut self, step: Step) {
+        if let Some(last) = self.steps.last_mut() {
+            let joined = match (*last, step) {
+                (Step::Zero { count }, Step::Zero { .. }) => Some(Step::Zero { count: count + 1 }),
+                (Step::Copy { source, from, count }, Step::Copy { from: next, .. }) if from + count == next => {
+                    Some(Step::Copy { source, from, count: count + 1 })
+                }
+                (Step::Patch { pack, from, count }, Step::Patch { pack: same, from: next, .. })
+                    if pack == same && from + count == next =>
+                {
+                    Some(Step::Patch { pack, from, count: count + 1 })
+                }
+                _ => None,
+            };
+            if let Some(joined) = joined {
+                *last = joined;
+                return;
+            }
+        }
+        self.steps.push(step);
+    }
+}
+
+/// Compresses on as many threads as there are cores, and hands the packs over in order.
+fn compress_all<'a>(
+    base: Image<'a>,
+    target: Image<'a>,
+    effort: Effort,
+    votes: &'a Votes,
+    gathered: &'a [Gathered],
+) -> impl Iterator<Item = (Pack, Vec<u8>)> + 'a {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    gathered.chunks(4 * threads).flat_map(move |batch| {
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads)
+                .map(|first| {
+                    let mine: Vec<_> = batch.iter().enumerate().skip(first).step_by(threads).collect();
+                    scope.spawn(move || {
+                        let make = |(at, pack)| (at, compress_one(base, target, effort, votes, pack));
+                        mine.into_iter().map(make).collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            let mut done: Vec<_> = workers.into_iter().flat_map(|worker| worker.join().unwrap_or_default()).collect();
+            done.sort_unstable_by_key(|(at, _)| *at);
+            done.into_iter().map(|(_, made)| made).collect::<Vec<_>>()
+        })
+    })
+}
+
+fn compress_one(
+    base: Image<'_>,
+    target: Image<'_>,
+    effort: Effort,
+    votes: &Votes,
+    gathered: &Gathered,
+) -> (Pack, Vec<u8>) {
+    let raw = gather_bytes(target.bytes, gathered.blocks.iter().map(|block| (*block, 1)));
+    let runs = choose_prefix(base.geometry, &raw, gathered, votes, effort.prefix);
+    let prefix = gather_bytes(base.bytes, runs.iter().copied());
+    let (codec, wire) = pack::compress(&raw, &prefix, effort.level);
+    // Bytes that no base helps with are not worth a prefix that might have drifted.
+    let prefix = if codec == pack::Codec::Raw { vec![] } else { runs };
+    let pack = Pack {
+        object: 0,
+        offset: 0,
+        wire_len: wire.len() as u32,
+        raw_len: raw.len() as u32,
+        codec,
+        wire_hash: hash16(&wire),
+        raw_hash: hash16(&raw),
+        prefix,
+    };
+    (pack, wire)
+}
+
+/// The bytes of runs of blocks, joined. What lies outside counts as nothing.
+pub fn gather_bytes(bytes: &[u8], runs: impl IntoIterator<Item = Run>) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (first, count) in runs {
+        let start = first as usize * BLOCK as usize;
+        out.extend_from_slice(bytes.get(start..start + count as usize * BLOCK as usize).unwrap_or(&[]));
+    }
+    out
+}
+
+/// Blocks in a segment, the unit in which a prefix is chosen.
+const SEGMENT_BLOCKS: u32 = 16;
+
+fn choose_prefix(base: Geometry, raw: &[u8], gathered: &Gathered, votes: &Votes, bytes: usize) -> Vec<Run> {
+    let room = (bytes / (SEGMENT_BLOCKS as usize * BLOCK as usize)).min(PREFIX_RUNS_MAX);
+    let segments = base.blocks().div_ceil(SEGMENT_BLOCKS);
+    let mut score: HashMap<u32, u32> = votes.count(raw);
+    for block in &gathered.near {
+        // The segment itself and, weaker, its neighbours: a file that grew goes on there.
+        let segment = block / SEGMENT_BLOCKS;
+        *score.entry(segment).or_default() += 2;
+        *score.entry(segment + 1).or_default() += 1;
+    }
+    let mut ranked: Vec<(u32, u32)> = score.into_iter().filter(|(segment, _)| *segment < segments).collect();
+    ranked.sort_unstable_by_key(|(segment, score)| (std::cmp::Reverse(*score), *segment));
+    ranked.truncate(room);
+    // The best last: zstd codes near matches shorter and searches them first.
+    let run = |(segment, _): (u32, u32)| {
+        let first = segment * SEGMENT_BLOCKS;
+        (first, SEGMENT_BLOCKS.min(base.blocks() - first))
+    };
+    let mut runs: Vec<Run> = Vec::with_capacity(ranked.len());
+    for (first, count) in ranked.into_iter().rev().map(run) {
+        match runs.last_mut() {
+            Some((last, length)) if *last + *length == first => *length += count,
+            _ => runs.push((first, count)),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::signature::sign_blocks;
+    use proptest::prelude::*;
+
+    fn noise(blocks: usize, seed: u64) -> Vec<u8> {
+        let mut out = vec![0; blocks * BLOCK as usize];
+        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
+        out
+    }
+
+    fn make(base: &[u8], target: &[u8]) -> (Plan, Vec<u8>) {
+        let (base_hashes, target_hashes) = (sign_blocks(base), sign_blocks(target));
+        let mut object = Vec::new();
+        let plan = pair(image(base, &base_hashes), image(target, &target_hashes), Effort::QUICK, |wire| {
+            object.extend_from_slice(wire);
+            Ok::<_, std::convert::Infallible>(())
+        });
+        (plan.unwrap_or_else(|never| match never {}), object)
+    }
+
+    fn image<'a>(bytes: &'a [u8], hashes: &'a [u8]) -> Image<'a> {
+        let geometry = Geometry::new(bytes.len() as u64).unwrap();
+        Image { id: ImageId::of(bytes), geometry, bytes, hashes: BlockHashes::new(hashes) }
+    }
+
+    /// The plainest executor there is; the agent's own is tested against whole images.
+    fn apply(plan: &Plan, base: &[u8], object: &[u8]) -> Vec<u8> {
+        let raw: Vec<Vec<u8>> = plan
+            .packs
+            .iter()
+            .map(|pack| {
+                let wire = &object[pack.offset as usize..][..pack.wire_len as usize];
+                assert_eq!(hash16(wire), pack.wire_hash);
+                let prefix = gather_bytes(base, pack.prefix.iter().copied());
+                let raw = pack::decompress(pack.codec, wire, pack.raw_len as usize, &prefix).unwrap();
+                assert_eq!(hash16(&raw), pack.raw_hash);
+                raw
+            })
+            .collect();
+        let mut out = Vec::new();
+        for step in &plan.steps {
+            match *step {
+                Step::Copy { from, count, .. } => out.extend(gather_bytes(base, [(from, count)])),
+                Step::Zero { count } => out.resize(out.len() + count as usize * BLOCK as usize, 0),
+                Step::Patch { pack, from, count } => out.extend(gather_bytes(&raw[pack as usize], [(from, count)])),
+                other => panic!("no server makes {other:?}"),
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn a_small_change_in_a_moved_file_costs_little() {
+        let base = noise(600, 1);
+        let mut target = noise(3, 9);
+        target.extend_from_slice(&base);
+        target.extend_from_slice(&[0; 5 * 4096]);
+        for at in [100_000, 700_000, 2_000_000] {
+            target[at..at + 100].fill(b'!');
+        }
+        let (plan, object) = make(&base, &target);
+        assert_eq!(plan.check(), Ok(()));
+        assert_eq!(ImageId::of(&apply(&plan, &base, &object)), plan.target);
+        // Three blocks are new; of the three changed ones hardly more than the change travels.
+        assert!(object.len() < 3 * 4096 + 1500, "{} bytes", object.len());
+        assert_eq!(Plan::decode(&plan.encode().unwrap()), Ok(plan));
+    }
+
+    #[test]
+    fn equal_images_need_no_pack() {
+        let base = noise(20, 1);
+        let (plan, object) = make(&base, &base);
+        assert_eq!((plan.steps.len(), plan.packs.len(), object.len()), (1, 0, 0));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn the_plan_always_gives_the_target(
+            cuts in proptest::collection::vec((0_usize..40, 0_usize..40, 0_u8..4), 1..20),
+            base_blocks in 1_usize..40,
+        ) {
+            let base = noise(base_blocks, 1);
+            let mut target = Vec::new();
+            for (from, len, kind) in cuts {
+                let from = (from * 4096 + usize::from(kind == 1) * 7).min(base.len());
+                let end = (from + len * 4096).min(base.len());
+                match kind {
+                    0 | 1 => target.extend_from_slice(&base[from..end]),
+                    2 => target.resize(target.len() + len * 4096, 0),
+                    _ => target.extend_from_slice(&noise(len, len as u64)),
+                }
+            }
+            target.resize(target.len().next_multiple_of(4096).max(4096), 3);
+            let (plan, object) = make(&base, &target);
+            prop_assert_eq!(plan.check(), Ok(()));
+            prop_assert_eq!(apply(&plan, &base, &object), target);
+        }
+    }
+}
