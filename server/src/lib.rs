@@ -2,4 +2,7 @@
 
 pub mod api;
 pub mod catalog;
+pub mod channel;
 pub mod config;
+pub mod orders;
+pub mod roster;

@@ -1,8 +1,8 @@
 //! The server's configuration: `server.toml`, then the drop-ins beside it.
 //!
 //! ```text
-//! /etc/goldsync/server.toml         read first
-//! /etc/goldsync/server.d/*.toml     then these, by name; a later file's key replaces an earlier one's
+//! /var/lib/goldsync-server/server.toml       read first (`goldsync init` writes it)
+//! /var/lib/goldsync-server/server.d/*.toml   then these, by name; a later file's key replaces an earlier one's
 //! ```
 //! Every file is read and checked on its own, so that an error names the file and the line. An unknown key is an error
 //! that names the nearest known one: a misspelt limit that is silently ignored is worse than a server that does not
@@ -20,9 +20,6 @@ use units::Span;
 
 /// Where a server keeps its data unless told otherwise.
 pub const DATA_DEFAULT: &str = "/var/lib/goldsync-server";
-
-/// The configuration's place unless told otherwise.
-pub const CONFIG_DEFAULT: &str = "/etc/goldsync/server.toml";
 
 /// Everything that can be set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
