@@ -16,4 +16,5 @@ pub mod image;
 pub mod limits;
 pub mod refusal;
 pub mod release;
+pub mod trust;
 pub mod wire;
