@@ -1,3 +1,6 @@
 //! goldsync's server and the operator's tool.
 
 pub mod api;
+pub mod golden;
+pub mod packs;
+pub mod store;
