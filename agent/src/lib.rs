@@ -1,1 +1,18 @@
-//! goldsync
+//! What runs on a node: keeps one of two slots binary-identical to the golden image of its channel.
+//!
+//! ```text
+//! check ─▶ plan ─▶ fetch ─▶ verify ─▶ stage ─▶ swap          what an update does
+//!   │                │                  │        │
+//! [link]           [link]            [slot]   [boot]          what it does it with
+//! ```
+//! * [`config`]: what the operator wrote, checked whole before anything is done.
+//! * [`slot`]: the two places that can hold an image; the only door to writing one.
+//! * [`journal`]: what this node has proven, durably; one run at a time.
+//! * [`boot`]: which slot is active, and the atomic step that changes it.
+//! * [`link`]: one QUIC connection to the server.
+
+pub mod boot;
+pub mod config;
+pub mod journal;
+pub mod link;
+pub mod slot;
