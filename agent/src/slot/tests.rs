@@ -179,12 +179,14 @@ fn a_file_behind_a_loop_device_is_refused() {
 fn a_read_only_device_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let Some(device) = Loop::over(&sized(folder.path(), "disk", 2 * MIB)) else { return };
-    let set = Command::new("blockdev").arg("--setro").arg(device.path()).status();
-    if !set.is_ok_and(|status| status.success()) {
+    let set = |how: &str| Command::new("blockdev").arg(how).arg(device.path()).status().is_ok_and(|s| s.success());
+    if !set("--setro") {
         eprintln!("SKIPPED: no blockdev here");
         return;
     }
     let error = refused(&wanted(device.path(), MIB, None));
+    // The kernel keeps this for the device's next user.
+    assert!(set("--setrw"));
     assert!(error.contains("is read-only; make it writable"), "{error}");
 }
 
