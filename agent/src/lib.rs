@@ -13,6 +13,12 @@
 
 pub mod boot;
 pub mod config;
+pub mod fetch;
+pub mod job;
 pub mod journal;
 pub mod link;
+pub mod plan;
+pub mod scratch;
 pub mod slot;
+pub mod stage;
+pub mod verify;
