@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use goldsync_proto::block::Geometry;
 use goldsync_proto::digest::ImageId;
@@ -100,24 +101,66 @@ impl Job {
         done.map_err(|error| JobError::Worker(error.to_string()))?
     }
 
-    /// Runs `work` for every index below `count` on the job's threads, each index once, roughly in order.
+    /// [`on_threads`] with this job's threads and wish to stop.
     pub fn on_threads(&self, count: u32, work: impl Fn(u32) -> Result<(), JobError> + Sync) -> Result<(), JobError> {
-        let next = std::sync::atomic::AtomicU32::new(0);
-        let turn = || -> Result<(), JobError> {
-            loop {
-                let index = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                if index >= count {
-                    return Ok(());
-                }
-                self.go_on()?;
-                work(index).inspect_err(|_| next.store(count, std::sync::atomic::Ordering::Relaxed))?;
+        on_threads(self.threads, &self.stop, count, work).map(|_| ())
+    }
+}
+
+/// Runs `work` for every index below `count`, each once, roughly in order, on so many threads; the results in order. The
+/// first error, or a wish to stop, ends it.
+pub fn on_threads<T: Send>(
+    threads: usize,
+    stop: &CancellationToken,
+    count: u32,
+    work: impl Fn(u32) -> Result<T, JobError> + Sync,
+) -> Result<Vec<T>, JobError> {
+    let next = AtomicU32::new(0);
+    let turn = || -> Result<Vec<(u32, T)>, JobError> {
+        let mut mine = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                return Ok(mine);
             }
-        };
-        std::thread::scope(|scope| {
-            let workers: Vec<_> = (1..self.threads).map(|_| scope.spawn(turn)).collect();
-            let mine = turn();
-            let died = |_| Err(JobError::Worker("a hashing thread panicked".into()));
-            workers.into_iter().map(|worker| worker.join().unwrap_or_else(died)).fold(mine, Result::and)
+            if stop.is_cancelled() {
+                return Err(JobError::Stopped);
+            }
+            // On an error the others shall find nothing more to do. Not beyond the counter's end, whatever they add.
+            mine.push((index, work(index).inspect_err(|_| next.store(count, Ordering::Relaxed))?));
+        }
+    };
+    let died = |_| Err(JobError::Worker("a hashing thread panicked".into()));
+    let mut done = std::thread::scope(|scope| {
+        let workers: Vec<_> = (1..threads).map(|_| scope.spawn(turn)).collect();
+        let mine = turn();
+        let join = workers.into_iter().map(|worker| worker.join().unwrap_or_else(died));
+        join.fold(mine, |all, part| {
+            let (mut all, part) = (all?, part?);
+            all.extend(part);
+            Ok(all)
         })
+    })?;
+    done.sort_unstable_by_key(|(index, _)| *index);
+    Ok(done.into_iter().map(|(_, result)| result).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_index_is_worked_once_and_an_error_ends_it() {
+        let stop = CancellationToken::new();
+        assert_eq!(on_threads(3, &stop, 100, Ok).unwrap(), (0..100).collect::<Vec<_>>());
+        let seen = AtomicU32::new(0);
+        let failed = on_threads(2, &stop, 1_000_000, |index| {
+            seen.fetch_add(1, Ordering::Relaxed);
+            if index == 5 { Err(JobError::Worker("five".into())) } else { Ok(()) }
+        });
+        assert!(matches!(failed, Err(JobError::Worker(why)) if why == "five"));
+        assert!(seen.load(Ordering::Relaxed) < 1_000_000);
+        stop.cancel();
+        assert!(matches!(on_threads(1, &stop, 1, Ok), Err(JobError::Stopped)));
     }
 }

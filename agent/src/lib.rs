@@ -9,11 +9,15 @@
 //! * [`slot`]: the two places that can hold an image; the only door to writing one.
 //! * [`journal`]: what this node has proven, durably; one run at a time.
 //! * [`boot`]: which slot is active, and the atomic step that changes it.
-//! * [`link`]: one QUIC connection to the server.
+//! * [`link`]: one QUIC connection to the server; [`identity`]: who we are to it.
+//! * [`trust`]: what the fleet's operators signed; [`update`]: the flow above; [`drift`]: is the active slot still golden?
 
 pub mod boot;
 pub mod config;
+mod disk;
+pub mod drift;
 pub mod fetch;
+pub mod identity;
 pub mod job;
 pub mod journal;
 pub mod link;
@@ -21,4 +25,6 @@ pub mod plan;
 pub mod scratch;
 pub mod slot;
 pub mod stage;
+pub mod trust;
+pub mod update;
 pub mod verify;

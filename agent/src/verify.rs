@@ -16,15 +16,18 @@ use goldsync_proto::digest::{DIGEST_LEN, ImageId};
 use goldsync_proto::image::{id_of_regions, region_hash};
 use goldsync_proto::limits::BLOCK;
 use goldsync_proto::signature::{block_hash, read_subtrees};
+use tokio_util::sync::CancellationToken;
 
 use crate::fetch;
-use crate::job::{Job, JobError};
+use crate::job::{Job, JobError, on_threads};
 use crate::plan;
+use crate::stage::StageError;
 
 /// How often wrong blocks are fetched before the disk, the memory or the server is blamed.
 const ROUNDS: u32 = 3;
 
-type RegionHash = [u8; DIGEST_LEN];
+/// A region's chaining value.
+pub type RegionHash = [u8; DIGEST_LEN];
 
 /// Proves the standby slot, mending what is wrong. Returns when it is the golden image on the medium.
 pub async fn prove(job: &Arc<Job>) -> Result<(), JobError> {
@@ -44,30 +47,26 @@ pub async fn prove(job: &Arc<Job>) -> Result<(), JobError> {
 
 fn read_back(job: &Arc<Job>) -> Result<(ImageId, Vec<RegionHash>), JobError> {
     job.stage.settle()?;
-    let (geometry, stage) = (job.geometry, &job.stage);
-    let regions = hash_regions(job, geometry, |offset, bytes| Ok(stage.standby.read_at(offset, bytes)?))?;
-    // The list is as long as the image has regions, so that there is always an id.
-    let id = id_of_regions(geometry, &regions).ok_or_else(|| JobError::Worker("a region was not hashed".into()))?;
-    Ok((id, regions))
+    let stage = &job.stage;
+    hash_regions(job.threads, &job.stop, job.geometry, |at, bytes| Ok(stage.standby.read_at(at, bytes)?))
 }
 
-/// The region hashes of anything that can be read, on the job's threads.
+/// The region hashes of anything that can be read, and the image id that they give.
 pub fn hash_regions(
-    job: &Job,
+    threads: usize,
+    stop: &CancellationToken,
     geometry: Geometry,
-    read: impl Fn(u64, &mut [u8]) -> Result<(), crate::stage::StageError> + Sync,
-) -> Result<Vec<RegionHash>, JobError> {
-    let hashes = Mutex::new(vec![[0; DIGEST_LEN]; geometry.regions() as usize]);
-    job.on_threads(geometry.regions(), |region| {
+    read: impl Fn(u64, &mut [u8]) -> Result<(), StageError> + Sync,
+) -> Result<(ImageId, Vec<RegionHash>), JobError> {
+    let regions = on_threads(threads, stop, geometry.regions(), |region| {
         let range = geometry.region_bytes(region);
         let mut bytes = vec![0; (range.end - range.start) as usize];
         read(range.start, &mut bytes)?;
-        let hash = region_hash(geometry, region, &bytes);
-        let mut hashes = hashes.lock().unwrap_or_else(PoisonError::into_inner);
-        hashes.get_mut(region as usize).into_iter().for_each(|place| *place = hash);
-        Ok(())
+        Ok(region_hash(geometry, region, &bytes))
     })?;
-    Ok(hashes.into_inner().unwrap_or_else(PoisonError::into_inner))
+    // The list is as long as the image has regions, so that there is always an id.
+    let id = id_of_regions(geometry, &regions).ok_or_else(|| JobError::Worker("a region was not hashed".into()))?;
+    Ok((id, regions))
 }
 
 /// Fetches what is wrong: block by block where the golden hashes tell, else whole regions that the signed subtrees tell.
@@ -112,7 +111,7 @@ pub fn learn_rest(job: &Arc<Job>) -> Result<(), JobError> {
         let unknown = job.geometry.region_blocks(region).filter(|block| job.stage.golden.get(*block) == 0);
         for (first, count) in runs_of(unknown) {
             let mut bytes = vec![0; byte_of(count) as usize];
-            job.stage.standby.read_at(byte_of(first), &mut bytes).map_err(crate::stage::StageError::from)?;
+            job.stage.standby.read_at(byte_of(first), &mut bytes).map_err(StageError::from)?;
             let pairs = (first..).zip(bytes.chunks_exact(BLOCK as usize));
             pairs.for_each(|(index, block)| job.stage.learn(index, block_hash(block)));
         }
