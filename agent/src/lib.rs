@@ -10,9 +10,14 @@
 //! * [`journal`]: what this node has proven, durably; one run at a time.
 //! * [`boot`]: which slot is active, and the atomic step that changes it.
 //! * [`link`]: one QUIC connection to the server.
+//! * [`daemon`], [`schedule`]: being told when there is work, and looking anyway.
+//! * [`status`]: how the node is.
 
 pub mod boot;
 pub mod config;
+pub mod daemon;
 pub mod journal;
 pub mod link;
+pub mod schedule;
 pub mod slot;
+pub mod status;

@@ -162,6 +162,11 @@ impl Journal {
         RunLock::take(&self.state.join("lock"))
     }
 
+    /// The process that is at work now, if any.
+    pub fn holder(&self) -> Option<u32> {
+        lock::held_by(&self.state.join("lock"))
+    }
+
     /// What slot `name` holds.
     pub fn slot(&self, name: SlotName) -> Result<SlotRecord, JournalError> {
         Ok(read_json(&self.record(name))?.unwrap_or_default())
