@@ -46,6 +46,11 @@ pub struct Queue {
 impl Queue {
     /// Something happened.
     pub fn cue(&mut self, cue: Cue) {
+        // A server repeats an open order to a node that comes back: the running update began after it was given.
+        let repeated = |order| self.running.as_ref().is_some_and(|job| job.orders.contains(&order));
+        if cue.order.is_some_and(repeated) {
+            return;
+        }
         let waiting = self.waiting.get_or_insert(Waiting { due: cue.due, job: Job::default() });
         waiting.due = waiting.due.min(cue.due);
         if let Some(order) = cue.order
@@ -126,6 +131,19 @@ mod tests {
     }
 
     #[test]
+    fn an_order_repeated_while_it_runs_is_not_done_twice() {
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        queue.cue(at(now, 0, Some(1)));
+        queue.start(now).unwrap();
+        queue.cue(at(now, 0, Some(1)));
+        queue.finish();
+        assert_eq!(queue.due(), None);
+        queue.cue(at(now, 0, Some(1)));
+        assert!(queue.start(now).is_some(), "after it, it is a new order");
+    }
+
+    #[test]
     fn a_flood_of_orders_is_bounded() {
         let now = Instant::now();
         let mut queue = Queue::default();
@@ -157,7 +175,7 @@ mod tests {
             let (mut queue, mut now) = (Queue::default(), 0_u64);
             let mut unserved: Vec<u64> = Vec::new();
             let (mut given, mut answered) = (BTreeSet::new(), Vec::new());
-            let mut begin = |queue: &mut Queue, now: u64, unserved: &mut Vec<u64>| {
+            let begin = |queue: &mut Queue, now: u64, unserved: &mut Vec<u64>| {
                 let begun = queue.start(start + Duration::from_secs(now)).is_some();
                 if begun {
                     let earliest = unserved.iter().min().copied();
