@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::fs::FlockOperation;
@@ -40,6 +41,19 @@ impl RunLock {
         written.map_err(io_error("writing", path))?;
         Ok(Self { _file: file })
     }
+}
+
+/// The process that holds the lock now, for `status`; takes nothing, so that it cannot get in a run's way.
+pub(super) fn held_by(path: &Path) -> Option<u32> {
+    let process: u32 = std::fs::read_to_string(path).ok()?.trim().parse().ok()?;
+    let inode = std::fs::metadata(path).ok()?.ino();
+    // 1: FLOCK  ADVISORY  WRITE 4711 fe:00:262157 0 EOF
+    let holds = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, _, holder, place, ..] = fields.as_slice() else { return false };
+        holder.parse() == Ok(process) && place.rsplit(':').next().and_then(|inode| inode.parse().ok()) == Some(inode)
+    };
+    std::fs::read_to_string("/proc/locks").ok()?.lines().any(holds).then_some(process)
 }
 
 fn holder(file: &mut File) -> String {

@@ -5,6 +5,8 @@
 //! STATE/slots/a.json    empty | staging { image } | proven { image }
 //! STATE/slots/a.blocks  the proven image's block hashes (see [`Blocks`])
 //! STATE/last.json       the last outcome
+//! STATE/drift.json      what the last look at the active slot found
+//! STATE/hold.json       the release that was rolled back from: not gone to again unasked
 //! ```
 //! Every file is replaced whole: written beside, synced, renamed over, the folder synced. The order of writes:
 //!
@@ -107,6 +109,17 @@ pub struct Drift {
     pub drifted: u64,
 }
 
+/// A release that was rolled back from, and is not gone to again unasked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Its image.
+    pub image: ImageId,
+    /// Its name.
+    pub release: ReleaseRef,
+    /// Since when.
+    pub since: DateTime<Utc>,
+}
+
 /// Why the state folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -160,6 +173,11 @@ impl Journal {
     /// Makes this run the only one that may change anything, until the lock is dropped.
     pub fn lock(&self) -> Result<RunLock, JournalError> {
         RunLock::take(&self.state.join("lock"))
+    }
+
+    /// The process that is at work now, if any.
+    pub fn holder(&self) -> Option<u32> {
+        lock::held_by(&self.state.join("lock"))
     }
 
     /// What slot `name` holds.
@@ -220,6 +238,30 @@ impl Journal {
         write_json(&self.state.join("drift.json"), &Drift { at: Utc::now(), image, drifted })
     }
 
+    /// The release that was rolled back from, if it still counts.
+    pub fn hold(&self) -> Result<Option<Hold>, JournalError> {
+        read_json(&self.hold_file())
+    }
+
+    /// Holds a release back, from now on.
+    pub fn set_hold(&self, image: ImageId, release: &ReleaseRef) -> Result<(), JournalError> {
+        write_json(&self.hold_file(), &Hold { image, release: release.clone(), since: Utc::now() })
+    }
+
+    /// Holds nothing back any more.
+    pub fn clear_hold(&self) -> Result<(), JournalError> {
+        match fs::remove_file(self.hold_file()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(io_error("removing", &self.hold_file())(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn hold_file(&self) -> PathBuf {
+        self.state.join("hold.json")
+    }
+
     fn set(&self, name: SlotName, record: &SlotRecord) -> Result<(), JournalError> {
         write_json(&self.record(name), record)
     }
@@ -238,7 +280,7 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Journa
     move |error| JournalError::Io { what, path, error }
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, JournalError> {
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, JournalError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -249,7 +291,7 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, JournalError
         .ok())
 }
 
-fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), JournalError> {
+pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), JournalError> {
     let mut json = serde_json::to_vec_pretty(value).map_err(|error| io_error("writing", path)(error.into()))?;
     json.push(b'\n');
     replace(path, &json)

@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use goldsync_proto::refusal::{Refusal, close};
 use goldsync_proto::wire::{Answer, FrameError, Hello, Request, frame};
-use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
     Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt,
 };
@@ -178,12 +177,11 @@ pub struct Link {
 }
 
 impl Link {
-    /// Connects to `server`. `tls` names the ALPN, pins the fleet's CA and holds the node's certificate.
-    pub async fn connect(server: &Address, tls: rustls::ClientConfig) -> Result<Self, LinkError> {
+    /// Connects to `server`. `config` names the ALPN, pins the fleet's CA and holds the node's certificate; how bytes are
+    /// moved is set here.
+    pub async fn connect(server: &Address, mut config: quinn::ClientConfig) -> Result<Self, LinkError> {
         let name: Arc<str> = server.to_string().into();
         let local = |why: String| LinkError::Local { server: name.to_string(), why };
-        let crypto = QuicClientConfig::try_from(tls).map_err(|error| local(format!("TLS settings: {error}")))?;
-        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         config.transport_config(Arc::new(transport()));
         let mut last = None;
         for address in resolve(server).await? {

@@ -6,7 +6,7 @@ use goldsync_proto::digest::Digest;
 use goldsync_proto::refusal::Reason;
 use goldsync_proto::release::Word;
 use goldsync_proto::wire::{ALPN, FRAME_HEAD, NodeSays, Report, ServerSays, frame_len, unframe};
-use quinn::crypto::rustls::QuicServerConfig;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{RecvStream, SendStream};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::RootCertStore;
@@ -42,7 +42,7 @@ impl Pki {
         quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()))
     }
 
-    fn client(&self) -> rustls::ClientConfig {
+    fn client(&self) -> quinn::ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.authority.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -52,7 +52,7 @@ impl Pki {
             .with_root_certificates(roots)
             .with_no_client_auth();
         tls.alpn_protocols = vec![ALPN.to_vec()];
-        tls
+        quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
     }
 }
 
