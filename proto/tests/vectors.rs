@@ -12,6 +12,8 @@
 //! 41*4096  'ab'*2           the same, repeated
 //! ```
 
+#![allow(clippy::unwrap_used, reason = "the whole file is a test; its helpers fail it")]
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::Path;
