@@ -570,3 +570,138 @@ pub fn version(text: &str) -> Result<String, VersionError> {
         Err(VersionError { text: text.chars().take(80).collect() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn command_lines_become_verbs() {
+        let check = |line: &str, test: &dyn Fn(&Cli) -> bool| {
+            let cli = parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+            assert!(test(&cli), "{line}: {cli:?}");
+        };
+        check("goldsync init", &|cli| matches!(&cli.verb, Verb::Init(i) if i.data == PathBuf::from(DATA_DEFAULT)
+            && i.listen.port() == 7400 && i.api.port() == 7401 && i.names.is_empty()));
+        check("goldsync init --data d --operator o --name a --name b", &|cli| {
+            matches!(&cli.verb, Verb::Init(i) if i.names == ["a", "b"]) && cli.operator == Some("o".into())
+        });
+        check("goldsync serve --config c", &|cli| matches!(&cli.verb, Verb::Serve(s) if s.config == Some("c".into())));
+        check("goldsync publish i --name web --version 2026.11.21 --label k=v --minimum-agent 0.2.0 -q --json", &|cli| {
+            matches!(&cli.verb, Verb::Publish(p) if p.name.as_str() == "web" && p.version.as_str() == "2026.11.21"
+                && p.labels == [Label { key: "k".into(), value: "v".into() }] && p.quiet && p.json.json
+                && p.minimum_agent.as_deref() == Some("0.2.0"))
+        });
+        check("goldsync promote web:1 staging", &|cli| {
+            matches!(&cli.verb, Verb::Promote(p) if p.release.to_string() == "web:1" && p.channel.as_str() == "staging")
+        });
+        check("goldsync channel list --json", &|cli| matches!(&cli.verb, Verb::Channel(Channel::List(j)) if j.json));
+        check("goldsync channel history dev", &|cli| matches!(&cli.verb, Verb::Channel(Channel::History(_))));
+        check("goldsync release show web:1", &|cli| matches!(&cli.verb, Verb::Release(Release::Show(_))));
+        check("goldsync token create --valid 1h30m --uses 3 --label a=b=c", &|cli| {
+            matches!(&cli.verb, Verb::Token(Token::Create(t)) if t.valid == Some(Duration::from_secs(5400))
+                && t.uses == Some(3) && t.labels[0].value == "b=c")
+        });
+        check("goldsync node revoke web-1", &|cli| matches!(&cli.verb, Verb::Node(Node::Revoke(_))));
+        check("goldsync fleet sync --channel production --selector role=web,site=muc --now --operator o", &|cli| {
+            matches!(&cli.verb, Verb::Fleet(Fleet::Sync(s)) if s.selector.labels.len() == 2 && s.now && !s.allow_absent)
+                && cli.operator == Some("o".into())
+        });
+        check("goldsync fleet status -l role=web", &|cli| {
+            matches!(&cli.verb, Verb::Fleet(Fleet::Status(s)) if s.which.selector.labels.len() == 1)
+        });
+        check("goldsync audit --limit 5", &|cli| matches!(&cli.verb, Verb::Audit(a) if a.limit == 5));
+        check("goldsync completions zsh", &|cli| matches!(&cli.verb, Verb::Completions(_)));
+        check("goldsync man out", &|cli| matches!(&cli.verb, Verb::Man(m) if m.dir == Some("out".into())));
+    }
+
+    #[test]
+    fn wrong_usage_says_what_would_be_right() {
+        for (line, words) in [
+            ("goldsync publish i --name Web --version 1", "lower-case letters"),
+            ("goldsync publish i --name web --version 1 --label role", "KEY=VALUE"),
+            ("goldsync publish i --name web --version 1 --minimum-agent new", "MAJOR.MINOR.PATCH"),
+            ("goldsync publish i --name web", "--version"),
+            ("goldsync promote web staging", "NAME:VERSION"),
+            ("goldsync token create --valid 1y", "1h30m"),
+            ("goldsync token create --uses 0", "--uses"),
+            ("goldsync fleet sync", "--channel"),
+            ("goldsync audit --limit 0", "--limit"),
+            ("goldsync init --listen gold", "--listen"),
+            ("goldsync sing", "publish"),
+        ] {
+            let error = parse(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+            let text = error.render().to_string();
+            assert!(text.contains(words) || words == "publish", "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn every_verb_explains_itself() {
+        fn walk(command: &clap::Command, path: &str) {
+            assert!(command.get_about().is_some(), "{path} has no description");
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{path} {} has no help", argument.get_id());
+            }
+            for verb in command.get_subcommands() {
+                walk(verb, &format!("{path} {}", verb.get_name()));
+            }
+        }
+        walk(&command(), "goldsync");
+        let about = |name: &str| {
+            let command = command();
+            let verb = command.find_subcommand(name).and_then(|verb| verb.get_about()).map(ToString::to_string);
+            verb.unwrap_or_default()
+        };
+        // What an argument group says of itself must not take a verb's place.
+        assert!(about("publish").starts_with("Publish an image"), "{}", about("publish"));
+        assert!(about("status").starts_with("The server in six"), "{}", about("status"));
+    }
+
+    #[test]
+    fn durations_have_units() {
+        for (text, seconds) in [("90s", 90), ("15m", 900), ("1h", 3600), ("1h30m", 5400), ("7d", 604_800), ("2w", 1_209_600)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "1", "h", "1.5h", "-1h", "0s", "1y", "1h 30m", "99999999999999999999d", "5000w5000w", "1é"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn labels_are_held_against_their_limits() {
+        let long = "x".repeat(LABEL_LEN_MAX + 1);
+        assert_eq!("role=web".parse(), Ok(Label { key: "role".into(), value: "web".into() }));
+        assert!(matches!(format!("k={long}").parse::<Label>(), Err(LabelError::Length { .. })));
+        for text in ["", "=", "a=", "=b", "ab"] {
+            assert!(matches!(text.parse::<Label>(), Err(LabelError::Form { .. })), "{text}");
+        }
+        let twice = label_map(&["a=1".parse().unwrap(), "a=2".parse().unwrap()]).unwrap_err();
+        assert!(twice.to_string().contains("keep one"));
+    }
+
+    #[test]
+    fn versions_are_three_numbers() {
+        assert_eq!(version("0.2.10"), Ok("0.2.10".into()));
+        for text in ["", "1", "1.2", "1.2.3.4", "1.2.x", "01.2.3", "1..2", "1.2.9999999999"] {
+            assert!(version(text).is_err(), "{text}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_parsed_or_refused(text in ".{0,40}") {
+            let _ = (duration(&text), text.parse::<Label>(), version(&text));
+        }
+    }
+}
