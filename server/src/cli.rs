@@ -562,7 +562,10 @@ pub struct VersionError {
 pub fn version(text: &str) -> Result<String, VersionError> {
     let parts: Vec<&str> = text.split('.').collect();
     let number = |part: &&str| {
-        !part.is_empty() && part.len() <= 9 && part.bytes().all(|b| b.is_ascii_digit()) && (*part == "0" || !part.starts_with('0'))
+        !part.is_empty()
+            && part.len() <= 9
+            && part.bytes().all(|b| b.is_ascii_digit())
+            && (*part == "0" || !part.starts_with('0'))
     };
     if parts.len() == 3 && parts.iter().all(number) {
         Ok(text.to_owned())
@@ -590,20 +593,26 @@ mod tests {
             let cli = parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
             assert!(test(&cli), "{line}: {cli:?}");
         };
-        check("goldsync init", &|cli| matches!(&cli.verb, Verb::Init(i) if i.data == PathBuf::from(DATA_DEFAULT)
-            && i.listen.port() == 7400 && i.api.port() == 7401 && i.names.is_empty()));
+        check("goldsync init", &|cli| {
+            matches!(&cli.verb, Verb::Init(i) if i.data == PathBuf::from(DATA_DEFAULT)
+            && i.listen.port() == 7400 && i.api.port() == 7401 && i.names.is_empty())
+        });
         check("goldsync init --data d --operator o --name a --name b", &|cli| {
             matches!(&cli.verb, Verb::Init(i) if i.names == ["a", "b"]) && cli.operator == Some("o".into())
         });
         check("goldsync serve --config c", &|cli| matches!(&cli.verb, Verb::Serve(s) if s.config == Some("c".into())));
-        check("goldsync publish i --name web --version 2026.11.21 --label k=v --minimum-agent 0.2.0 -q --json", &|cli| {
-            matches!(&cli.verb, Verb::Publish(p) if p.name.as_str() == "web" && p.version.as_str() == "2026.11.21"
+        check(
+            "goldsync publish i --name web --version 2026.11.21 --label k=v --minimum-agent 0.2.0 -q --json",
+            &|cli| {
+                matches!(&cli.verb, Verb::Publish(p) if p.name.as_str() == "web" && p.version.as_str() == "2026.11.21"
                 && p.labels == [Label { key: "k".into(), value: "v".into() }] && p.quiet && p.json.json
                 && p.minimum_agent.as_deref() == Some("0.2.0"))
-        });
-        check("goldsync promote web:1 staging", &|cli| {
-            matches!(&cli.verb, Verb::Promote(p) if p.release.to_string() == "web:1" && p.channel.as_str() == "staging")
-        });
+            },
+        );
+        check(
+            "goldsync promote web:1 staging",
+            &|cli| matches!(&cli.verb, Verb::Promote(p) if p.release.to_string() == "web:1" && p.channel.as_str() == "staging"),
+        );
         check("goldsync channel list --json", &|cli| matches!(&cli.verb, Verb::Channel(Channel::List(j)) if j.json));
         check("goldsync channel history dev", &|cli| matches!(&cli.verb, Verb::Channel(Channel::History(_))));
         check("goldsync release show web:1", &|cli| matches!(&cli.verb, Verb::Release(Release::Show(_))));
@@ -616,9 +625,10 @@ mod tests {
             matches!(&cli.verb, Verb::Fleet(Fleet::Sync(s)) if s.selector.labels.len() == 2 && s.now && !s.allow_absent)
                 && cli.operator == Some("o".into())
         });
-        check("goldsync fleet status -l role=web", &|cli| {
-            matches!(&cli.verb, Verb::Fleet(Fleet::Status(s)) if s.which.selector.labels.len() == 1)
-        });
+        check(
+            "goldsync fleet status -l role=web",
+            &|cli| matches!(&cli.verb, Verb::Fleet(Fleet::Status(s)) if s.which.selector.labels.len() == 1),
+        );
         check("goldsync audit --limit 5", &|cli| matches!(&cli.verb, Verb::Audit(a) if a.limit == 5));
         check("goldsync completions zsh", &|cli| matches!(&cli.verb, Verb::Completions(_)));
         check("goldsync man out", &|cli| matches!(&cli.verb, Verb::Man(m) if m.dir == Some("out".into())));
@@ -670,7 +680,9 @@ mod tests {
 
     #[test]
     fn durations_have_units() {
-        for (text, seconds) in [("90s", 90), ("15m", 900), ("1h", 3600), ("1h30m", 5400), ("7d", 604_800), ("2w", 1_209_600)] {
+        for (text, seconds) in
+            [("90s", 90), ("15m", 900), ("1h", 3600), ("1h30m", 5400), ("7d", 604_800), ("2w", 1_209_600)]
+        {
             assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
         for text in ["", "1", "h", "1.5h", "-1h", "0s", "1y", "1h 30m", "99999999999999999999d", "5000w5000w", "1é"] {

@@ -63,12 +63,14 @@ fn sentence(pointer: &Pointer, before: Option<&str>, nodes: u64) -> String {
 }
 
 pub(super) fn unknown(release: &str) -> Failure {
-    Failure::new(Code::Failed, format!("there is no release {release}")).remedy("`goldsync release list` prints all there are")
+    Failure::new(Code::Failed, format!("there is no release {release}"))
+        .remedy("`goldsync release list` prints all there are")
 }
 
 fn no_channel(channel: &Word, known: &[types::Channel]) -> Failure {
     let known: Vec<&str> = known.iter().map(|channel| channel.channel.as_str()).collect();
-    Failure::new(Code::Failed, format!("there is no channel {channel}")).remedy(format!("the channels are {}", known.join(", ")))
+    Failure::new(Code::Failed, format!("there is no channel {channel}"))
+        .remedy(format!("the channels are {}", known.join(", ")))
 }
 
 /// `goldsync channel list`

@@ -282,10 +282,11 @@ impl From<Refusal> for Failure {
                 )
             }
             Refusal::Stranger { address, why } => {
-                Self::new(Code::NotTrusted, format!("who answers at {address} is not this fleet's server: {why}")).remedy(
-                    "is `api` in operator.toml the right address, and one of the names given to `goldsync init`? \
+                Self::new(Code::NotTrusted, format!("who answers at {address} is not this fleet's server: {why}"))
+                    .remedy(
+                        "is `api` in operator.toml the right address, and one of the names given to `goldsync init`? \
                      ca.pem must be the fleet's own",
-                )
+                    )
             }
             Refusal::TooLong { limit } => {
                 Self::new(Code::Server, format!("the server's answer is longer than the limit of {limit} bytes"))
@@ -303,7 +304,9 @@ fn refused(status: StatusCode, problem: Problem) -> Failure {
         _ => Code::Failed,
     };
     let usual = match status.as_u16() {
-        401 | 403 => Some("the `token` in operator.toml must be one that this server knows; `goldsync init` wrote the first"),
+        401 | 403 => {
+            Some("the `token` in operator.toml must be one that this server knows; `goldsync init` wrote the first")
+        }
         500.. => Some("the server's log says more"),
         _ => None,
     };
@@ -315,7 +318,11 @@ fn refused(status: StatusCode, problem: Problem) -> Failure {
 fn foreign(status: StatusCode, body: &[u8]) -> Problem {
     let said: String = String::from_utf8_lossy(body).split_whitespace().collect::<Vec<_>>().join(" ");
     let said: String = said.chars().take(200).collect();
-    let message = if said.is_empty() { format!("the server answered {status}") } else { format!("the server answered {status}: {said}") };
+    let message = if said.is_empty() {
+        format!("the server answered {status}")
+    } else {
+        format!("the server answered {status}: {said}")
+    };
     Problem { code: "unknown".into(), message, remedy: None }
 }
 

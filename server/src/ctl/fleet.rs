@@ -185,7 +185,8 @@ c     production  ?-      -         offline    5 min      -
 
     #[test]
     fn progress_never_says_more_than_all() {
-        let report = |done, total| Report { progress: Some(Progress { done, total, received: 0 }), ..Report::default() };
+        let report =
+            |done, total| Report { progress: Some(Progress { done, total, received: 0 }), ..Report::default() };
         assert_eq!(percent(&report(5, 0)), None);
         assert_eq!(percent(&report(u64::MAX, u64::MAX)), Some(100));
         assert_eq!(percent(&report(200, 100)), Some(100));

@@ -66,8 +66,8 @@ impl Image {
         }
         let file = File::open(path).map_err(failed)?;
         let size = size_of(&file).map_err(failed)?;
-        let geometry = Geometry::new(size)
-            .map_err(|error| Failure::new(Code::Failed, format!("{}: {error}", path.display())))?;
+        let geometry =
+            Geometry::new(size).map_err(|error| Failure::new(Code::Failed, format!("{}: {error}", path.display())))?;
         let seen = Seen::of(&file.metadata().map_err(failed)?, size);
         Ok(Self { path: path.to_owned(), file, geometry, seen })
     }
@@ -95,7 +95,7 @@ impl Image {
     fn sign_with(&self, readers: u32, stage: &Stage, stop: &AtomicBool) -> Outcome<Signature> {
         let line = Line::new(self.geometry.regions(), readers.saturating_mul(WINDOW));
         let mut signer = Signer::new(self.geometry);
-        std::thread::scope(|scope| {
+        std::thread::scope(|scope| -> Outcome {
             for _ in 0..readers {
                 scope.spawn(|| self.sign_regions(&line, stage, stop));
             }
@@ -112,7 +112,8 @@ impl Image {
         while let Some(index) = line.next() {
             let range = self.geometry.region_bytes(index);
             let bytes = &mut buffer[..(range.end - range.start) as usize];
-            let signed = if stop.load(Ordering::Relaxed) { Err(interrupted_here()) } else { self.read(bytes, range.start) };
+            let signed =
+                if stop.load(Ordering::Relaxed) { Err(interrupted_here()) } else { self.read(bytes, range.start) };
             let signed = signed.map(|()| sign_region(self.geometry, index, bytes));
             stage.advance(range.end - range.start);
             line.put(index, signed);
@@ -135,7 +136,9 @@ impl Image {
 
     fn read(&self, bytes: &mut [u8], offset: u64) -> Outcome {
         self.file.read_exact_at(bytes, offset).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => self.changed(&format!("its end came before byte {}", offset + bytes.len() as u64)),
+            io::ErrorKind::UnexpectedEof => {
+                self.changed(&format!("its end came before byte {}", offset + bytes.len() as u64))
+            }
             _ => Failure::io(&format!("cannot read byte {offset} of the image"), &self.path, &error)
                 .remedy("the medium may be failing: look at the kernel's log (dmesg)"),
         })
@@ -196,7 +199,8 @@ impl Line {
     /// The next region to read, when it is near enough to the one that is awaited.
     fn next(&self) -> Option<u32> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let far = |state: &mut State| !state.over && state.next < self.regions && state.next - state.turn >= self.window;
+        let far =
+            |state: &mut State| !state.over && state.next < self.regions && state.next - state.turn >= self.window;
         let mut state = self.moved.wait_while(state, far).unwrap_or_else(PoisonError::into_inner);
         let index = state.next;
         (!state.over && index < self.regions).then(|| {
@@ -281,10 +285,9 @@ mod tests {
 
     #[test]
     fn what_is_no_image_is_refused_with_the_cure() {
-        for (bytes, code, words) in [
-            (vec![], Code::Failed, vec!["0 bytes"]),
-            (vec![7; 4097], Code::Failed, vec!["4097", "truncate -s %4096"]),
-        ] {
+        for (bytes, code, words) in
+            [(vec![], Code::Failed, vec!["0 bytes"]), (vec![7; 4097], Code::Failed, vec!["4097", "truncate -s %4096"])]
+        {
             let file = file(&bytes);
             let failure = Image::open(file.path()).unwrap_err();
             assert_eq!(failure.code, code);

@@ -99,8 +99,10 @@ impl Operator {
     /// The fleet's CA certificate.
     pub fn authority(&self) -> Outcome<CertificateDer<'static>> {
         let path = self.folder.join(&self.authority);
-        let bytes = fs::read(&path)
-            .map_err(|error| Failure { code: Code::Usage, ..Failure::io("cannot read the fleet's CA", &path, &error) })?;
+        let bytes = fs::read(&path).map_err(|error| Failure {
+            code: Code::Usage,
+            ..Failure::io("cannot read the fleet's CA", &path, &error)
+        })?;
         CertificateDer::from_pem_slice(&bytes).map_err(|error| {
             Failure::new(Code::Usage, format!("{} holds no certificate in PEM form: {error}", path.display()))
                 .remedy("`authority` in operator.toml must name the ca.pem that `goldsync init` wrote")

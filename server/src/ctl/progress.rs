@@ -197,7 +197,9 @@ mod tests {
 
     #[test]
     fn the_templates_parse() {
-        for template in ["  {msg} {elapsed} {spinner}", "  {prefix:8} [{bar:24}] {done:>9} / {total:9} {rate:>11}  {left} left"] {
+        for template in
+            ["  {msg} {elapsed} {spinner}", "  {prefix:8} [{bar:24}] {done:>9} / {total:9} {rate:>11}  {left} left"]
+        {
             assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
         }
     }

@@ -130,7 +130,9 @@ fn same_bytes(known: &types::Release, signature: &Signature) -> Outcome {
 fn say_what_differs(manner: Manner, known: &types::Release, labels: &BTreeMap<String, String>, minimum: Option<&str>) {
     let manifest = &known.manifest;
     if manifest.labels != *labels || manifest.minimum_agent.as_deref() != minimum {
-        manner.note("  note     its labels or minimum agent differ from those given now, and stay as they were published");
+        manner.note(
+            "  note     its labels or minimum agent differ from those given now, and stay as they were published",
+        );
     }
 }
 
@@ -155,8 +157,11 @@ fn compare(uploaded: &types::Uploaded, signature: &Signature) -> Outcome {
 }
 
 fn signed_but_hidden(release: &ReleaseRef) -> Failure {
-    Failure::new(Code::NotTrusted, format!("{release} is in the signed list of releases, but the server does not show it"))
-        .remedy("look at `goldsync audit` and the server's log")
+    Failure::new(
+        Code::NotTrusted,
+        format!("{release} is in the signed list of releases, but the server does not show it"),
+    )
+    .remedy("look at `goldsync audit` and the server's log")
 }
 
 fn introduction(release: &ReleaseRef, image: &Image, file_system: Option<&str>) -> String {

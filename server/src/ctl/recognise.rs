@@ -37,7 +37,8 @@ pub fn recognise(head: &[u8]) -> Option<&'static str> {
 
 /// ext2, 3 and 4 share one mark; their feature words tell them apart.
 fn ext_version(head: &[u8]) -> &'static str {
-    let word = |offset: usize| head.get(offset..).and_then(|rest| rest.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b));
+    let word =
+        |offset: usize| head.get(offset..).and_then(|rest| rest.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b));
     let (has_journal, extents_or_newer) = (word(0x45c) & 0x4 != 0, word(0x460) & !0x1f != 0);
     match (extents_or_newer, has_journal) {
         (true, _) => "ext4",

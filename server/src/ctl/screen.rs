@@ -13,7 +13,8 @@ use super::table::{Table, plain};
 /// Writes a result; `text` ends in a newline or gets one.
 pub fn print(text: &str) -> Outcome {
     let mut out = io::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| if text.ends_with('\n') { Ok(()) } else { out.write_all(b"\n") });
+    let written =
+        out.write_all(text.as_bytes()).and_then(|()| if text.ends_with('\n') { Ok(()) } else { out.write_all(b"\n") });
     match written.and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Failure::new(Code::Disk, format!("cannot write the result to standard output: {error}")))

@@ -15,7 +15,9 @@ pub fn bytes(count: u64) -> String {
         unit += 1;
     }
     let name = UNITS.get(unit).copied().unwrap_or("EiB");
-    if unit == 0 || value.fract() < 0.05 { format!("{value:.0} {name}") } else { format!("{value:.1} {name}") }
+    // `.0` says nothing.
+    let text = format!("{value:.1}");
+    format!("{} {name}", text.strip_suffix(".0").unwrap_or(&text))
 }
 
 /// `850 ms`, `3.4 s`, `2 min 05 s`, `3 h 07 min`, `12 d 4 h`.

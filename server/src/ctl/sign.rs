@@ -36,7 +36,9 @@ pub async fn release(desk: &Desk, signer: &Signer, manifest: &Manifest) -> Outco
         };
         match desk.client.add_release(&ReleaseRequest { manifest: text.clone(), role }).await? {
             Ok(()) => return Ok(true),
-            Err(Refusal::Problem(StatusCode::CONFLICT, _)) if desk.client.release(&manifest.release).await?.is_some() => {
+            Err(Refusal::Problem(StatusCode::CONFLICT, _))
+                if desk.client.release(&manifest.release).await?.is_some() =>
+            {
                 return Ok(false);
             }
             Err(Refusal::Problem(StatusCode::CONFLICT, _)) => {}
@@ -62,8 +64,11 @@ pub async fn pointer(desk: &Desk, signer: &Signer, pointer: &Pointer) -> Outcome
 }
 
 fn outpaced() -> Failure {
-    Failure::new(Code::Failed, format!("others were faster {TURNS} times: each time the metadata moved on before ours came"))
-        .remedy("run the same command again; what was sent is kept")
+    Failure::new(
+        Code::Failed,
+        format!("others were faster {TURNS} times: each time the metadata moved on before ours came"),
+    )
+    .remedy("run the same command again; what was sent is kept")
 }
 
 fn to_text<T: Serialize>(value: &T) -> Outcome<String> {

@@ -24,6 +24,8 @@ use crate::cli::{FleetSync, label_map};
 const BARREN_MAX: u32 = 20;
 /// Between two attempts to open the stream.
 const REOPEN: Duration = Duration::from_secs(1);
+/// What a newer agent may bring about.
+const UNKNOWN: &str = "it ended in a way that this tool has no word for; use a newer one";
 
 /// What a sync came to.
 #[derive(Debug, Serialize)]
@@ -40,7 +42,8 @@ struct Synced<'a> {
 /// `goldsync fleet sync`
 pub async fn run(desk: &Desk, args: &FleetSync) -> Outcome {
     let began = Instant::now();
-    let request = SyncRequest { channel: args.channel.clone(), selector: label_map(&args.selector.labels)?, now: args.now };
+    let request =
+        SyncRequest { channel: args.channel.clone(), selector: label_map(&args.selector.labels)?, now: args.now };
     desk.interrupted.leaves("the nodes carry on with what they were told; see `goldsync fleet status`");
     let mut watch = Watch::new(desk.client.order_sync(&request).await?);
     let followed = {
@@ -92,7 +95,9 @@ async fn follow(desk: &Desk, watch: &mut Watch, view: &mut View) -> Outcome {
         barren += 1;
         if barren > BARREN_MAX {
             let message = format!("the server ends the events of order {} although nodes are not done", watch.order);
-            return Err(Failure::new(Code::Server, message).remedy("look at `goldsync fleet status` and at the server's log"));
+            return Err(
+                Failure::new(Code::Server, message).remedy("look at `goldsync fleet status` and at the server's log")
+            );
         }
         tokio::time::sleep(REOPEN).await;
     }
@@ -160,10 +165,20 @@ fn cells(seat: &Seat) -> Vec<String> {
             let note = if *repaired == 0 { String::new() } else { format!("{repaired} drifted blocks repaired") };
             let size = |blocks: u64| show::bytes(blocks.saturating_mul(goldsync_proto::limits::BLOCK));
             let time = show::span(Duration::from_millis(*elapsed_ms));
-            vec!["updated".into(), runs, path.clone(), show::bytes(*received), size(*written), size(*skipped), time, note]
+            vec![
+                "updated".into(),
+                runs,
+                path.clone(),
+                show::bytes(*received),
+                size(*written),
+                size(*skipped),
+                time,
+                note,
+            ]
         }
         Some(Ended::UpToDate) => bare("up to date", String::new()),
         Some(Ended::Failed { error }) => bare("failed", error.clone()),
+        Some(_) => bare("unknown", UNKNOWN.into()),
         None => bare("unfinished", seat.report.as_ref().map(doing).unwrap_or_default()),
     }
 }
@@ -179,7 +194,12 @@ fn doing(report: &Report) -> String {
 /// What is shown while nodes work.
 enum View {
     /// A bar for each node at work, as many as fit, above a bar for all.
-    Bars { all: MultiProgress, sum: ProgressBar, nodes: HashMap<Word, ProgressBar>, room: usize },
+    Bars {
+        all: MultiProgress,
+        sum: ProgressBar,
+        nodes: HashMap<Word, ProgressBar>,
+        room: usize,
+    },
     /// A line for each change.
     Lines,
     Quiet,
@@ -251,7 +271,8 @@ fn draw(bar: &ProgressBar, report: Option<&Report>) {
     let progress = report.progress.unwrap_or_default();
     bar.set_length(progress.total.max(1));
     bar.set_position(progress.done.min(progress.total));
-    let received = if progress.received > 0 { format!(", {} received", show::bytes(progress.received)) } else { String::new() };
+    let received =
+        if progress.received > 0 { format!(", {} received", show::bytes(progress.received)) } else { String::new() };
     bar.set_message(format!("{}{received}", phase_name(report.phase)));
 }
 
@@ -268,6 +289,7 @@ fn line(seat: &Seat) -> String {
         ),
         Some(Ended::UpToDate) => "up to date".into(),
         Some(Ended::Failed { error }) => format!("FAILED: {error}"),
+        Some(_) => UNKNOWN.into(),
         None => seat.report.as_ref().map(doing).unwrap_or_else(|| "told".into()),
     }
 }

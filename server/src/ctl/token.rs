@@ -48,7 +48,8 @@ pub async fn create(desk: &Desk, args: &TokenCreate) -> Outcome {
 }
 
 fn text(created: &Created) -> String {
-    let good_for = if created.uses == 1 { "one node".into() } else { show::count(created.uses.into(), "node", "nodes") };
+    let good_for =
+        if created.uses == 1 { "one node".into() } else { show::count(created.uses.into(), "node", "nodes") };
     format!(
         "{}\n\ngood for {good_for} until {} UTC; it is not shown again. On the new node:\n  {}",
         created.token,

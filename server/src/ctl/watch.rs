@@ -110,6 +110,8 @@ impl Watch {
                 Some(Ended::Updated { .. }) => tally.updated += 1,
                 Some(Ended::UpToDate) => tally.up_to_date += 1,
                 Some(Ended::Failed { .. }) => tally.failed += 1,
+                // Not known to be good is not good.
+                Some(_) => tally.failed += 1,
                 None => tally.unfinished += 1,
             }
         }
