@@ -36,8 +36,8 @@ Exit codes:
   75  another run is in progress
   130 interrupted (Ctrl-C)
 
-Units: sizes are in binary units (1 KiB = 1024 bytes, 1 MiB = 1024 KiB), durations are written 90s, 15m, 1h, 7d or
-1h30m, times are UTC. Results go to standard output, progress and errors to standard error. `--json` prints one JSON
+Units: sizes are in binary units (1 KiB = 1024 bytes, 1 MiB = 1024 KiB), durations are written 90s, 15m, 1h, 7d or \
+1h30m, times are UTC. Results go to standard output, progress and errors to standard error. `--json` prints one JSON \
 document instead of a table.
 
 Files:
@@ -54,7 +54,7 @@ Files:
 pub struct Cli {
     /// The operator's folder: server address, credential and signing keys [default: ~/.config/goldsync].
     #[arg(long, global = true, env = "GOLDSYNC_OPERATOR", value_name = "DIR", value_hint = ValueHint::DirPath)]
-    #[arg(hide_env_values = true)]
+    #[arg(hide_env_values = true, display_order = 900)]
     pub operator: Option<PathBuf>,
 
     /// What to do.
@@ -90,7 +90,7 @@ pub enum Verb {
     Fleet(Fleet),
     /// Who did what, when, and from where.
     Audit(Audit),
-    /// The server in six figures. Also proves that you can reach it.
+    /// The server at a glance; also proves that you can reach it.
     Status(Status),
     /// Print the completion script of a shell.
     Completions(Completions),
@@ -157,11 +157,11 @@ Examples:
   goldsync publish web.ext4 --name web --version 2026.11.21
   goldsync publish /dev/vg0/golden --name web --version 2026.11.21 --label commit=4f1c2d --json
 
-The image may be a file (sparse ones welcome) or a block device, any file system or a whole disk; its size must be a
-multiple of 4096 bytes. Its id is the BLAKE3 hash that `b3sum` prints. Only blocks that no release on the server holds
-are sent. Nothing is visible before the last step, which is atomic; after an interruption the same command goes on where
-it stopped. The same bytes again are \"already published\" (exit 0); other bytes under a name and version that exist are
-refused (exit 1).
+The image may be a file (sparse ones welcome) or a block device, any file system or a whole disk; its size must be a \
+multiple of 4096 bytes. Its id is the BLAKE3 hash that `b3sum` prints. Only blocks that no release on the server holds \
+are sent. Nothing is visible before the last step, which is atomic; after an interruption the same command goes on \
+where it stopped. The same bytes again are \"already published\" (exit 0); other bytes under a name and version that \
+exist are refused (exit 1).
 
 Memory: about 2 MiB for each processor core, plus 17 bytes for each 4 KiB of the image.")]
 pub struct Publish {
@@ -273,7 +273,7 @@ Examples:
   goldsync token create                                    one node, within an hour
   goldsync token create --valid 1d --uses 20 --label role=web
 
-A token is gs1.SECRET.CA.ROOT: a secret that the server knows by its hash only, and the BLAKE3 hashes of the fleet's CA
+A token is gs1.SECRET.CA.ROOT: a secret that the server knows by its hash only, and the BLAKE3 hashes of the fleet's CA \
 certificate and of its first signed root, by which the new node knows that it talks to your server and to no other.")]
 pub struct TokenCreate {
     /// How long it can be used [default: the server's, one hour].
@@ -361,8 +361,8 @@ Examples:
   goldsync fleet sync --channel production --selector role=web
   goldsync fleet sync --channel staging --now --timeout 30m --json
 
-Exit 0 promises that every node that matches runs what the channel points at. It is 1 if a node failed, if one is not
-connected (it will move when it next connects; --allow-absent forgives that), if the time ran out, or if no node matches.
+Exit 0 promises that every node that matches runs what the channel points at. It is 1 if a node failed, if one is not \
+connected (it will move when it next connects; --allow-absent forgives that), if the time ran out, or if no node matches. \
 Ctrl-C stops the watching only: the nodes carry on.")]
 pub struct FleetSync {
     /// Nodes that follow this channel.
@@ -594,7 +594,7 @@ mod tests {
             assert!(test(&cli), "{line}: {cli:?}");
         };
         check("goldsync init", &|cli| {
-            matches!(&cli.verb, Verb::Init(i) if i.data == PathBuf::from(DATA_DEFAULT)
+            matches!(&cli.verb, Verb::Init(i) if i.data.as_os_str() == DATA_DEFAULT
             && i.listen.port() == 7400 && i.api.port() == 7401 && i.names.is_empty())
         });
         check("goldsync init --data d --operator o --name a --name b", &|cli| {
@@ -675,7 +675,7 @@ mod tests {
         };
         // What an argument group says of itself must not take a verb's place.
         assert!(about("publish").starts_with("Publish an image"), "{}", about("publish"));
-        assert!(about("status").starts_with("The server in six"), "{}", about("status"));
+        assert!(about("status").starts_with("The server at a glance"), "{}", about("status"));
     }
 
     #[test]

@@ -95,10 +95,10 @@ impl Client {
         self.get(&Call::new(Method::POST, ["fleet", "sync"]).json(request)?).await
     }
 
-    /// `GET /v1/fleet/sync/{order}/events`
-    pub async fn sync_events(&self, order: u64) -> Outcome<Lines> {
+    /// `GET /v1/fleet/sync/{order}/events`; what a refusal means is the caller's to say.
+    pub async fn sync_events(&self, order: u64) -> Outcome<Result<Lines, Refusal>> {
         let order = order.to_string();
-        self.lines(&Call::new(Method::GET, ["fleet", "sync", &order, "events"]).patient().endless()).await
+        Ok(self.lines(&Call::new(Method::GET, ["fleet", "sync", &order, "events"]).patient().endless()).await)
     }
 
     /// `GET /v1/audit`

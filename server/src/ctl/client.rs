@@ -167,7 +167,7 @@ impl Client {
     }
 
     /// Opens a stream of JSON lines.
-    pub async fn lines(&self, call: &Call) -> Outcome<Lines> {
+    pub async fn lines(&self, call: &Call) -> Result<Lines, Refusal> {
         let answer = self.again(call, async || self.attempt(call).await).await?;
         Ok(Lines { address: self.address().to_owned(), answer, rest: BytesMut::new() })
     }
@@ -412,3 +412,6 @@ impl Lines {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,7 +104,7 @@ impl Image {
             }
             Ok(())
         })?;
-        signer.finish().ok_or_else(|| interrupted_here())
+        signer.finish().ok_or_else(interrupted_here)
     }
 
     fn sign_regions(&self, line: &Line, stage: &Stage, stop: &AtomicBool) {

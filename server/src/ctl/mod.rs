@@ -33,9 +33,6 @@ mod token;
 mod upload;
 mod watch;
 
-#[cfg(test)]
-mod tests;
-
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -70,12 +67,9 @@ fn in_runtime(verb: Verb, folder: Option<PathBuf>, interrupted: &Interrupted) ->
         .build()
         .map_err(|error| Failure::new(Code::Failed, format!("cannot start threads: {error}")))?;
     let ended = runtime.block_on(async {
-        match verb {
-            // They end by a signal of their own accord, so that nobody's connection is torn.
-            verb => tokio::select! {
-                ended = at_the_desk(verb, folder, interrupted) => ended,
-                () = signal() => Err(interrupted.failure()),
-            },
+        tokio::select! {
+            ended = at_the_desk(verb, folder, interrupted) => ended,
+            () = signal() => Err(interrupted.failure()),
         }
     });
     // Threads that still hash or compress for a verb that was given up need not be waited for.

@@ -130,3 +130,76 @@ impl Operator {
 pub fn join_token(secret: &str, authority: &CertificateDer<'_>, root: &[u8]) -> String {
     format!("gs1.{secret}.{}.{}", Digest::of(authority), Digest::of(root))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(text: &str) -> Outcome<Operator> {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(FILE), text).unwrap();
+        Operator::open(folder.path())
+    }
+
+    fn with(api: &str, more: &str) -> String {
+        format!("api = \"{api}\"\ntoken = \"t\"\nauthority = \"ca.pem\"\nname = \"ann\"\n{more}")
+    }
+
+    #[test]
+    fn what_init_writes_is_read() {
+        let operator = open(&with("https://gold.example.org:7401", "server = \"gold:9\"\n")).unwrap();
+        assert_eq!((operator.name.as_str(), operator.nodes_dial()), ("ann", Ok("gold:9".into())));
+        let text = toml::to_string(&operator).unwrap();
+        assert_eq!(open(&text).unwrap().api, operator.api);
+    }
+
+    #[test]
+    fn nodes_dial_the_port_beside_the_api_s_if_nothing_is_noted() {
+        for (api, dial) in
+            [("https://gold:7401", "gold:7400"), ("https://[::1]:1235", "[::1]:1234"), ("https://gold", "gold:442")]
+        {
+            assert_eq!(open(&with(api, "")).unwrap().nodes_dial(), Ok(dial.to_owned()), "{api}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named_with_the_remedy() {
+        for (text, words) in [
+            (with("http://gold:7401", ""), "https://"),
+            (with("https://gold:7401/v1", ""), "no path"),
+            (with("gold", ""), "relative URL"),
+            (with("https://gold", "tokn = \"x\"\n"), "tokn"),
+            ("api = 7".into(), "invalid type"),
+            (with("https://gold", "").replace("\"t\"", "\"two words\""), "without spaces"),
+        ] {
+            let failure = open(&text).unwrap_err();
+            assert_eq!(failure.code, Code::Usage, "{text}");
+            assert!(failure.message.contains(words), "{words}: {failure}");
+            assert!(failure.remedy.is_some());
+        }
+        let nowhere = Operator::open(Path::new("/nonexistent")).unwrap_err();
+        assert!(nowhere.remedy.unwrap().contains("goldsync init"));
+    }
+
+    #[test]
+    fn a_ca_that_is_none_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(FILE), with("https://gold", "")).unwrap();
+        let operator = Operator::open(folder.path()).unwrap();
+        assert!(operator.authority().unwrap_err().message.contains("ca.pem"));
+        fs::write(folder.path().join("ca.pem"), "not a certificate").unwrap();
+        assert!(operator.authority().unwrap_err().message.contains("no certificate"));
+    }
+
+    #[test]
+    fn a_credential_that_others_can_read_is_noticed() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        fs::write(&path, with("https://gold", "")).unwrap();
+        for (mode, exposed) in [(0o600, false), (0o640, true), (0o604, true)] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(Operator::open(folder.path()).unwrap().exposed(), exposed, "{mode:o}");
+        }
+    }
+}

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use goldsync_proto::release::Word;
 use goldsync_proto::wire::{Account, Outcome as Ended, Report};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget};
+use reqwest::StatusCode;
 use serde::Serialize;
 
+use super::client::Refusal;
 use super::fail::{Code, Failure, Outcome};
 use super::fleet::{percent, phase_name, slot};
 use super::progress::{Manner, style};
@@ -73,7 +75,11 @@ pub async fn run(desk: &Desk, args: &FleetSync) -> Outcome {
 async fn follow(desk: &Desk, watch: &mut Watch, view: &mut View) -> Outcome {
     let mut barren = 0;
     while !watch.over() {
-        let mut lines = desk.client.sync_events(watch.order).await?;
+        let mut lines = match desk.client.sync_events(watch.order).await? {
+            Ok(lines) => lines,
+            Err(Refusal::Problem(StatusCode::NOT_FOUND, _)) => return Err(forgotten(watch.order)),
+            Err(refusal) => return Err(refusal.into()),
+        };
         loop {
             match lines.next::<SyncEvent>().await {
                 Ok(Some(event)) => {
@@ -102,6 +108,13 @@ async fn follow(desk: &Desk, watch: &mut Watch, view: &mut View) -> Outcome {
         tokio::time::sleep(REOPEN).await;
     }
     Ok(())
+}
+
+/// Orders live as long as the server's run.
+fn forgotten(order: u64) -> Failure {
+    let message = format!("the server no longer knows order {order}: it was restarted");
+    Failure::new(Code::Server, message)
+        .remedy("the nodes carry on with what they were told; give the order again, or see `goldsync fleet status`")
 }
 
 fn verdict(args: &FleetSync, tally: Tally) -> Outcome {
