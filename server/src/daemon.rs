@@ -116,7 +116,8 @@ pub struct Server {
 /// Runs a server until SIGTERM or Ctrl-C.
 pub async fn run(config: Config) -> Result<(), DaemonError> {
     let io = |error| DaemonError::Io { path: "signal handlers".into(), error };
-    let (mut term, mut int) = (signal(SignalKind::terminate()).map_err(io)?, signal(SignalKind::interrupt()).map_err(io)?);
+    let (mut term, mut int) =
+        (signal(SignalKind::terminate()).map_err(io)?, signal(SignalKind::interrupt()).map_err(io)?);
     let mut server = Server::start(config).await?;
     notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
     let ended = tokio::select! {
@@ -316,7 +317,9 @@ async fn watchdog(hub: Arc<Hub>, quit: CancellationToken) {
     while timeout(limit / 3, quit.cancelled()).await.is_err() {
         match timeout(CATALOG_WITHIN.min(limit), hub.catalog.count_releases()).await {
             Ok(Ok(_)) => notify(&[NotifyState::Watchdog]),
-            Ok(Err(error)) => tracing::error!(%error, "the catalog does not work; systemd is not told that all is well"),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the catalog does not work; systemd is not told that all is well")
+            }
             Err(_) => tracing::error!("the catalog does not answer; systemd is not told that all is well"),
         }
     }

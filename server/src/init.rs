@@ -247,7 +247,13 @@ fn clear(folder: &Path, names: &[&str]) {
 pub(crate) fn certificate_names(config: &Config) -> Vec<String> {
     let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
     names.extend(config.names.iter().cloned());
-    names.extend([config.listen, config.api].iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string()));
+    names.extend(
+        [config.listen, config.api]
+            .iter()
+            .map(SocketAddr::ip)
+            .filter(|ip| !ip.is_unspecified())
+            .map(|ip| ip.to_string()),
+    );
     names.sort();
     names.dedup();
     names

@@ -239,7 +239,8 @@ impl Fleet {
         };
         config.alpn_protocols = vec![alpn.to_vec()];
         let mut endpoint = Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).unwrap())));
+        endpoint
+            .set_default_client_config(quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).unwrap())));
         let connecting = endpoint.connect(self.server().quic_addr(), "localhost").unwrap();
         connecting.await.map_err(|error| error.to_string())
     }

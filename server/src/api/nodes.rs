@@ -96,7 +96,8 @@ pub async fn list(
 fn selector(text: &str) -> ApiResult<BTreeMap<String, String>> {
     let labels = text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(|part| {
         let (key, value) = part.split_once('=').ok_or_else(|| {
-            ApiError::bad_request(format!("selector {part:?} is not KEY=VALUE")).remedy("write selector=role=web,site=north")
+            ApiError::bad_request(format!("selector {part:?} is not KEY=VALUE"))
+                .remedy("write selector=role=web,site=north")
         })?;
         Ok((key.trim().to_owned(), value.trim().to_owned()))
     });

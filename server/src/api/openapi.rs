@@ -38,7 +38,8 @@ struct Bearer;
 
 impl Modify for Bearer {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("The `token` of operator.toml"));
+        let scheme =
+            HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("The `token` of operator.toml"));
         let components = document.components.get_or_insert_default();
         components.add_security_scheme("operator", SecurityScheme::Http(scheme.build()));
     }

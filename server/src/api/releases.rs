@@ -79,7 +79,8 @@ async fn take(hub: &Arc<Hub>, caller: &Caller, request: &ReleaseRequest) -> ApiR
     let added = stored(hub, &manifest)?;
     // Metadata first: what is in the catalog is signed. If we die in between, `recover` finishes the work.
     hub.trust.submit(RELEASES_ROLE, &request.role, Some((&release.target(), &request.manifest))).await?;
-    let act = caller.act("release.publish", format!("{release} image {} ({} bytes, {added} added)", manifest.image, manifest.size));
+    let act = caller
+        .act("release.publish", format!("{release} image {} ({} bytes, {added} added)", manifest.image, manifest.size));
     hub.catalog.add_release(NewRelease { manifest: &manifest, text: &request.manifest, added }, act).await?;
     tracing::info!(%release, image = %manifest.image, "published");
     prepare_plans(hub, &manifest).await?;
@@ -90,7 +91,8 @@ async fn take(hub: &Arc<Hub>, caller: &Caller, request: &ReleaseRequest) -> ApiR
 fn stored(hub: &Hub, manifest: &Manifest) -> ApiResult<u64> {
     let image = manifest.image;
     let record = hub.store.image(image).ok_or_else(|| {
-        ApiError::conflict(format!("image {image} is not stored here")).remedy("upload it first: `goldsync publish` does")
+        ApiError::conflict(format!("image {image} is not stored here"))
+            .remedy("upload it first: `goldsync publish` does")
     })?;
     if record.size != manifest.size || record.sections != manifest.sections {
         let message = format!("the manifest's size or sections are not those of image {image} as it is stored here");

@@ -62,7 +62,9 @@ pub fn all(hub: &Arc<Hub>) -> Routes {
         .on(GET, "/v1/fleet/sync/{order}/events", fleet::events);
     routes.router = routes
         .router
-        .fallback(async || ApiError::not_found("there is no such path").remedy("GET /v1/openapi.json lists what there is"))
+        .fallback(async || {
+            ApiError::not_found("there is no such path").remedy("GET /v1/openapi.json lists what there is")
+        })
         .method_not_allowed_fallback(async || ApiError::method())
         .layer(from_fn_with_state(hub.clone(), auth::require));
     // After the layer: it stands before the paths that were there when it was laid.

@@ -36,7 +36,10 @@ const AUDIT_MAX: u32 = 10_000;
 #[utoipa::path(get, path = "/v1/audit", tag = "server",
     params(("limit" = Option<u32>, Query, description = "At most so many entries; default 100, at most 10000")),
     responses((status = 200, body = Vec<AuditEntry>), (status = 400, body = Problem), (status = 401, body = Problem)))]
-pub async fn audit(State(hub): State<Arc<Hub>>, query: Result<Query<AuditQuery>, axum::extract::rejection::QueryRejection>) -> ApiResult<Json<Vec<AuditEntry>>> {
+pub async fn audit(
+    State(hub): State<Arc<Hub>>,
+    query: Result<Query<AuditQuery>, axum::extract::rejection::QueryRejection>,
+) -> ApiResult<Json<Vec<AuditEntry>>> {
     let Query(query) = query.map_err(ApiError::bad_request)?;
     let limit = query.limit.unwrap_or(AUDIT_DEFAULT);
     if limit > AUDIT_MAX {

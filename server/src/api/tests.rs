@@ -14,7 +14,13 @@ use crate::testing::{Fleet, image};
 async fn nothing_but_the_document_is_shown_to_strangers() {
     let fleet = Fleet::start().await;
     for (method, path) in routes::all(fleet.server().hub()).listed {
-        let method = if method == MethodFilter::GET { Method::GET } else if method == MethodFilter::PUT { Method::PUT } else { Method::POST };
+        let method = if method == MethodFilter::GET {
+            Method::GET
+        } else if method == MethodFilter::PUT {
+            Method::PUT
+        } else {
+            Method::POST
+        };
         let path = path.replace(['{', '}'], "");
         let open = path == "/v1/openapi.json";
         for token in [None, Some(""), Some("wrong"), Some(&fleet.token[1..])] {
@@ -41,11 +47,8 @@ async fn nothing_but_the_document_is_shown_to_strangers() {
 #[tokio::test]
 async fn the_document_tells_of_every_path_and_every_schema() {
     let fleet = Fleet::start().await;
-    let listed: BTreeSet<String> = routes::all(fleet.server().hub())
-        .listed
-        .iter()
-        .map(|(method, path)| format!("{method:?} {path}"))
-        .collect();
+    let listed: BTreeSet<String> =
+        routes::all(fleet.server().hub()).listed.iter().map(|(method, path)| format!("{method:?} {path}")).collect();
     let document = serde_json::to_value(document()).unwrap();
     let filter = |method: &str| match method {
         "get" => MethodFilter::GET,
@@ -134,7 +137,8 @@ async fn what_is_not_stored_or_not_signed_is_not_published() {
     let good = fleet.signed_release(&manifest).await;
     let mut absent = manifest.clone();
     absent.image = goldsync_proto::digest::ImageId::of(b"absent");
-    let request = super::types::ReleaseRequest { manifest: serde_json::to_string(&absent).unwrap(), role: good.role.clone() };
+    let request =
+        super::types::ReleaseRequest { manifest: serde_json::to_string(&absent).unwrap(), role: good.role.clone() };
     let (status, problem): (_, Problem) = fleet.post("/v1/releases", &request).await;
     assert_eq!((status, problem.code.as_str()), (StatusCode::CONFLICT, "conflict"), "{problem:?}");
     let mut role: Value = serde_json::from_str(&good.role).unwrap();

@@ -13,9 +13,9 @@ use goldsync_proto::wire::{Answer, Hello, NodeSays, ServerSays, unframe};
 use quinn::{RecvStream, SendStream};
 use tokio::sync::mpsc;
 
+use super::Session;
 use super::frame::{self, StreamError};
 use super::identify::{Node, Peer};
-use super::Session;
 use crate::roster::Joined;
 
 /// A node's reports are taken at this pace; what comes faster waits in the node, by QUIC's flow control.
@@ -120,7 +120,9 @@ impl Session {
 /// Whether this is a message whose kind is not known here.
 fn say_is_unknown(json: &[u8]) -> bool {
     let known = ["report", "sync_done"];
-    let say = serde_json::from_slice::<serde_json::Value>(json).ok().and_then(|value| value.get("say")?.as_str().map(str::to_owned));
+    let say = serde_json::from_slice::<serde_json::Value>(json)
+        .ok()
+        .and_then(|value| value.get("say")?.as_str().map(str::to_owned));
     say.is_some_and(|say| !known.contains(&say.as_str()))
 }
 

@@ -78,7 +78,11 @@ async fn exactly(recv: &mut RecvStream, into: &mut [u8]) -> Result<(), StreamErr
 }
 
 /// Sends a message.
-pub async fn write_frame<T: Serialize>(send: &mut SendStream, message: &T, within: Duration) -> Result<(), StreamError> {
+pub async fn write_frame<T: Serialize>(
+    send: &mut SendStream,
+    message: &T,
+    within: Duration,
+) -> Result<(), StreamError> {
     write(send, frame(message)?.into(), within).await
 }
 

@@ -54,7 +54,8 @@ impl Node {
         if Utc::now() < self.expires {
             return Ok(());
         }
-        let detail = format!("the certificate of {} expired on {}; connect with the renewed one", self.name(), self.expires);
+        let detail =
+            format!("the certificate of {} expired on {}; connect with the renewed one", self.name(), self.expires);
         Err(Refusal::new(Reason::NotEnrolled, detail))
     }
 }
@@ -75,9 +76,11 @@ pub async fn node(hub: &Hub, connection: &Connection) -> Result<Peer, Refusal> {
     let certificate = certificate(connection).ok_or_else(|| stranger("no certificate was shown".into()))?;
     let named = authority::common_name(&certificate).map_err(|error| stranger(error.to_string()))?;
     let fingerprint = blake3::Hash::from_bytes(authority::fingerprint(&certificate).0);
-    let row = hub.catalog.node_by_certificate(fingerprint).await.map_err(|error| internal("looking up the node", error))?;
+    let row =
+        hub.catalog.node_by_certificate(fingerprint).await.map_err(|error| internal("looking up the node", error))?;
     let row = row.filter(|row| row.node == named);
-    let row = row.ok_or_else(|| stranger(format!("the certificate of {named} is not known here, or was superseded")))?;
+    let row =
+        row.ok_or_else(|| stranger(format!("the certificate of {named} is not known here, or was superseded")))?;
     if let Some(at) = row.revoked_at {
         return Err(Refusal::new(Reason::Revoked, format!("{named} was revoked on {at}")));
     }

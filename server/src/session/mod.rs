@@ -112,7 +112,9 @@ pub async fn serve(hub: Arc<Hub>, endpoint: Endpoint, quit: CancellationToken) {
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { break };
-        if endpoint.open_connections() > HANDSHAKES_UNPROVEN + hub.roster.connected() && !incoming.remote_address_validated() {
+        if endpoint.open_connections() > HANDSHAKES_UNPROVEN + hub.roster.connected()
+            && !incoming.remote_address_validated()
+        {
             // Not worth a line in the log: the peer simply tries again.
             let _ = incoming.retry();
             continue;

@@ -160,9 +160,16 @@ async fn what_is_no_request_is_refused_and_the_server_goes_on() {
         ("unknown ask", json("{\"ask\":\"mood\"}")),
         ("a field missing", json("{\"ask\":\"object\"}")),
         ("of the wrong kind", json("{\"ask\":\"plan\",\"target\":7}")),
-        ("enrol here", frame(&Request::Enrol {
-            token: String::new(), csr: String::new(), name: word("x"), labels: BTreeMap::new(),
-        }).unwrap()),
+        (
+            "enrol here",
+            frame(&Request::Enrol {
+                token: String::new(),
+                csr: String::new(),
+                name: word("x"),
+                labels: BTreeMap::new(),
+            })
+            .unwrap(),
+        ),
     ];
     for (what, bytes) in bad {
         assert_eq!(reason(&ask_raw(&connection, &bytes).await.0), Reason::BadRequest, "{what}");
@@ -381,9 +388,8 @@ async fn an_order_reaches_the_nodes_that_match_and_tells_how_it_went() {
     }
     let expected = [("a", Outcome::Updated { account }), ("b", Outcome::UpToDate)];
     assert_eq!(outcomes, expected.map(|(node, outcome)| (node.to_owned(), outcome)).into());
-    let none: (StatusCode, SyncOrder) = fleet
-        .post("/v1/fleet/sync", &SyncRequest { channel: word("qa"), selector: BTreeMap::new(), now: false })
-        .await;
+    let none: (StatusCode, SyncOrder) =
+        fleet.post("/v1/fleet/sync", &SyncRequest { channel: word("qa"), selector: BTreeMap::new(), now: false }).await;
     assert!(none.1.nodes.is_empty() && none.1.order > order.order);
 }
 
