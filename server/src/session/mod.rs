@@ -308,6 +308,8 @@ impl Session {
         match self.try_reply(send, reply).await {
             Ok(()) => {
                 let _ = send.finish();
+                // Not over before the peer has all of it: a connection that is closed takes with it what is on its way.
+                let _ = timeout(self.patience(), send.stopped()).await;
             }
             Err(error) => {
                 tracing::debug!(from = self.from(), %error, "answer broken off");
