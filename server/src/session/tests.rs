@@ -417,7 +417,10 @@ async fn what_a_node_said_outlives_the_server() {
 
 #[tokio::test]
 async fn noise_never_ends_the_server() {
-    let fleet = Fleet::start().await;
+    let fleet = Fleet::start_with(|config| {
+        config.nodes.request_timeout = crate::config::units::Span::seconds(1);
+    })
+    .await;
     let web = fleet.enrol("web").await;
     let connection = fleet.connect(&web).await;
     for seed in 0..200_u64 {
@@ -484,30 +487,4 @@ async fn an_answer_under_way_is_finished_before_the_server_stops() {
     let (body, ()) = tokio::join!(recv.read_to_end(64 << 20), server.shutdown());
     assert_eq!(unpack(&body.unwrap()), one[..2048 * 4096]);
     assert_eq!(closed_with(&connection).await, u64::from(close::SHUTDOWN));
-}
-
-/// Not a test of anything: prints how fast one stream is here.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "prints a figure"]
-async fn speed() {
-    let fleet = Fleet::start().await;
-    let one = image(1, 32768);
-    fleet.publish("web:1", &one).await;
-    let web = fleet.enrol("web").await;
-    let connection = fleet.connect(&web).await;
-    let plan = plan(&connection, None, ImageId::of(&one)).await;
-    for _ in 0..3 {
-        let start = std::time::Instant::now();
-        let mut bytes = 0;
-        for name in &plan.objects {
-            for part in 0.. {
-                let (offset, length) = (part * OBJECT_RANGE_MAX, OBJECT_RANGE_MAX);
-                match ask(&connection, &Request::Object { name: *name, offset, length }).await {
-                    (Answer::Object { length: 0 }, _) | (Answer::Refused { .. }, _) => break,
-                    (_, body) => bytes += body.len(),
-                }
-            }
-        }
-        println!("{} MiB/s", bytes as f64 / (1 << 20) as f64 / start.elapsed().as_secs_f64());
-    }
 }
