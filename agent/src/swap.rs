@@ -253,7 +253,7 @@ mod tests {
         }
 
         fn activate(&self) -> Result<Swapped, SwapError> {
-            self.swap(Swap::activate)
+            self.swap(|swap| swap.activate())
         }
 
         fn rollback(&self) -> Result<Swapped, SwapError> {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use goldsync_proto::block::Geometry;
+use goldsync_proto::block::{Geometry, Run};
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::limits::{BLOCK, TRUST_BYTES_MAX, TRUST_FILE_MAX, TRUST_FILES_MAX};
 use goldsync_proto::plan::{Plan, Source as From, Step};
@@ -548,7 +548,7 @@ async fn make(ctx: &Context, job: &Arc<Job>) -> Result<&'static str, JobError> {
         }
         None => {
             ctx.tell(Event::Phase(Phase::Fetch));
-            fetch_runs(job, vec![(0, job.geometry.blocks())]).await?;
+            fetch_runs(job, vec![(0, job.geometry.blocks())], vec![]).await?;
             Ok("blocks")
         }
     }
@@ -567,23 +567,32 @@ async fn carry_out(ctx: &Context, job: &Arc<Job>, plan: Plan) -> Result<(), JobE
 /// Plans by the signature and carries it out; `false` if next to nothing of the golden image is here, and a cold fetch is
 /// better.
 async fn by_signature(ctx: &Context, job: &Arc<Job>) -> Result<bool, JobError> {
-    let plan = plan::own::make(job).await?;
-    let (fetched, blocks) = plan::fetched_share(&plan);
+    let own = plan::own::make(job).await?;
+    let (fetched, blocks) = plan::fetched_share(&own.plan);
     ctx.tell(Event::Note(format!("{} of {blocks} blocks are here already", blocks - fetched)));
     if fetched * 10 > blocks * 9 {
         return Ok(false);
     }
     ctx.tell(Event::Phase(Phase::Fetch));
-    check_space(job, &plan)?;
-    let runs = plan::fetched_runs(&plan);
+    check_space(job, &own.plan)?;
+    let (wanted, followers) = (own.wanted(), own.followers);
     // In this order: what the standby slot holds is a source until it is moved.
-    job.blocking(move |job| plan::make_local(job, &plan)).await?;
-    fetch_runs(job, runs).await?;
+    job.blocking(move |job| plan::make_local(job, &own.plan)).await?;
+    fetch_runs(job, wanted, followers).await?;
     Ok(true)
 }
 
-async fn fetch_runs(job: &Arc<Job>, runs: Vec<(u32, u32)>) -> Result<(), JobError> {
-    fetch::blocks(job, job.target.image, &runs, |job, first, bytes| Ok(job.stage.put(first, bytes)?)).await
+/// Fetches blocks and stages them, and with each the blocks that are equal to it.
+async fn fetch_runs(job: &Arc<Job>, runs: Vec<Run>, followers: Vec<(u32, u32)>) -> Result<(), JobError> {
+    let followers = Arc::new(followers);
+    fetch::blocks(job, job.target.image, &runs, move |job, first, bytes| {
+        job.stage.put(first, bytes)?;
+        for (leader, block) in (first..).zip(bytes.chunks_exact(BLOCK as usize)) {
+            plan::own::followers_of(&followers, leader).try_for_each(|follower| job.stage.put(follower, block))?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 fn check_space(job: &Job, plan: &Plan) -> Result<(), JobError> {
