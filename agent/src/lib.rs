@@ -1,1 +1,5 @@
-//! goldsync
+//! goldsync's agent: what runs on every node.
+
+mod disk;
+pub mod identity;
+pub mod trust;

@@ -171,10 +171,28 @@ mod tests {
     #[test]
     fn other_names_are_refused() {
         for text in [
-            "", ".", "..", "../1.root.json", "root.json", "0.root.json", "01.root.json", "+1.root.json", "1.root",
-            "1.mirrors.json", "1.timestamp.json", "1.channel-.json", "1.channel-A.json", "1.channel-a/b.json",
-            "release_web.json", "release__1.json", "release_web_1_2.json", "release_../x_1.json", "channel_.json",
-            "18446744073709551616.root.json", "timestamp.json\0", "1.root.json/..",
+            "",
+            ".",
+            "..",
+            "../1.root.json",
+            "root.json",
+            "0.root.json",
+            "01.root.json",
+            "+1.root.json",
+            "1.root",
+            "1.mirrors.json",
+            "1.timestamp.json",
+            "1.channel-.json",
+            "1.channel-A.json",
+            "1.channel-a/b.json",
+            "release_web.json",
+            "release__1.json",
+            "release_web_1_2.json",
+            "release_../x_1.json",
+            "channel_.json",
+            "18446744073709551616.root.json",
+            "timestamp.json\0",
+            "1.root.json/..",
         ] {
             assert!(text.parse::<FileName>().is_err(), "{text:?}");
         }

@@ -183,7 +183,11 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params.signed_by(&request.public_key, &self.issuer)?;
-        Ok(NodeCertificate { pem: certificate.pem(), fingerprint: fingerprint(certificate.der()), expires: now + NODE_LIFE })
+        Ok(NodeCertificate {
+            pem: certificate.pem(),
+            fingerprint: fingerprint(certificate.der()),
+            expires: now + NODE_LIFE,
+        })
     }
 
     /// The server's certificate for these host names and addresses: the one in the folder, or a new one if that has
@@ -210,7 +214,8 @@ impl Authority {
         }
         let (_, der) = load_certificate(&self.dir.join("server.pem"))?;
         let key = load_key(&self.dir.join("server.key"))?;
-        let (_, parsed) = X509Certificate::from_der(&der).map_err(|error| AuthorityError::Certificate(error.to_string()))?;
+        let (_, parsed) =
+            X509Certificate::from_der(&der).map_err(|error| AuthorityError::Certificate(error.to_string()))?;
         // A crash between the two writes leaves a key with another key's certificate.
         let matches = parsed.public_key().subject_public_key.data == key.public_key_raw();
         let (_, authority) =

@@ -106,6 +106,9 @@ pub(super) fn nothing_lost(name: &str, held: &Targets, new: &Targets) -> Result<
 }
 
 /// The targets that a new version lists and the held one does not, or differently.
-pub(super) fn news<'a>(held: &'a Targets, new: &'a Targets) -> impl Iterator<Item = (&'a TargetName, &'a tough::schema::Target)> {
+pub(super) fn news<'a>(
+    held: &'a Targets,
+    new: &'a Targets,
+) -> impl Iterator<Item = (&'a TargetName, &'a tough::schema::Target)> {
     new.targets.iter().filter(|(name, entry)| held.targets.get(*name) != Some(*entry))
 }

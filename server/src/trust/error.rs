@@ -53,7 +53,9 @@ pub enum TrustError {
         reason: String,
     },
     /// The key is one, but the metadata does not name it.
-    #[error("the key at hand for role {role} is not the one that the fleet's metadata names; use the right key, or have it named by a new {by}")]
+    #[error(
+        "the key at hand for role {role} is not the one that the fleet's metadata names; use the right key, or have it named by a new {by}"
+    )]
     ForeignKey {
         /// Which role's.
         role: String,
@@ -177,7 +179,9 @@ pub enum TrustError {
         source: ManifestError,
     },
     /// Signed already.
-    #[error("release {release} is signed already with another manifest; a release never changes: choose another version")]
+    #[error(
+        "release {release} is signed already with another manifest; a release never changes: choose another version"
+    )]
     ReleaseExists {
         /// Which.
         release: ReleaseRef,

@@ -60,7 +60,8 @@ impl Held {
             let pointer = check::pointer(name, text)?;
             let manifest = self.manifest(&pointer.release)?;
             if manifest.image != pointer.image {
-                let reason = format!("points at image {}, but {} is image {}", pointer.image, pointer.release, manifest.image);
+                let reason =
+                    format!("points at image {}, but {} is image {}", pointer.image, pointer.release, manifest.image);
                 return Err(TrustError::Target { target: name.clone(), reason });
             }
             pointers.insert(channel, pointer);
@@ -163,6 +164,8 @@ impl Held {
     fn companions(&self, role: &str) -> Vec<String> {
         let channel = role.strip_prefix("channel-").and_then(|channel| channel.parse().ok());
         let pointer = channel.and_then(|channel: Word| self.pointer(&channel));
-        pointer.map_or_else(Vec::new, |pointer| vec![Target::Channel(pointer.channel.clone()).to_string(), pointer.release.target()])
+        pointer.map_or_else(Vec::new, |pointer| {
+            vec![Target::Channel(pointer.channel.clone()).to_string(), pointer.release.target()]
+        })
     }
 }

@@ -182,7 +182,10 @@ impl Trust {
         let mut change = Change::default();
         for (name, entry) in check::news(&present.signed, &new.signed) {
             let name = name.raw();
-            let missing = || TrustError::Target { target: name.to_owned(), reason: "was signed, but its text was not sent".to_owned() };
+            let missing = || TrustError::Target {
+                target: name.to_owned(),
+                reason: "was signed, but its text was not sent".to_owned(),
+            };
             let (_, text) = target.filter(|(sent, _)| *sent == name).ok_or_else(missing)?;
             check_target(name, entry, text)?;
             change.targets.insert(name.to_owned(), bytes_of(text));

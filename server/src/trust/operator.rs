@@ -85,8 +85,7 @@ impl Operator {
         channels: &[Word],
         now: DateTime<Utc>,
     ) -> Result<BTreeMap<String, String>, TrustError> {
-        let (root, targets, releases) =
-            (self.keys.get(ROOT)?, self.keys.get(TARGETS)?, self.keys.get(RELEASES_ROLE)?);
+        let (root, targets, releases) = (self.keys.get(ROOT)?, self.keys.get(TARGETS)?, self.keys.get(RELEASES_ROLE)?);
         let named = [
             (RoleType::Root, &root.public()),
             (RoleType::Targets, &targets.public()),
@@ -155,7 +154,9 @@ impl Operator {
     fn remember(&self, versions: &BTreeMap<String, u64>) -> Result<(), TrustError> {
         let path = self.seen_path();
         let seen: BTreeMap<String, u64> = match disk::read_if_there(&path)? {
-            Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| TrustError::unreadable("seen.json", error))?,
+            Some(bytes) => {
+                serde_json::from_slice(&bytes).map_err(|error| TrustError::unreadable("seen.json", error))?
+            }
             None => BTreeMap::new(),
         };
         for (role, &seen) in &seen {
