@@ -8,16 +8,23 @@
 //! * [`config`]: what the operator wrote, checked whole before anything is done.
 //! * [`slot`]: the two places that can hold an image; the only door to writing one.
 //! * [`journal`]: what this node has proven, durably; one run at a time.
-//! * [`boot`]: which slot is active, and the atomic step that changes it.
-//! * [`link`]: one QUIC connection to the server.
+//! * [`boot`]: which slot is active, and the atomic step that changes it; [`swap`]: the verbs that take it.
+//! * [`link`]: one QUIC connection to the server; [`identity`]: who we are to it; [`enrol`]: how that came about.
+//! * [`trust`]: what is believed about releases and channels.
 //! * [`daemon`], [`schedule`]: being told when there is work, and looking anyway.
-//! * [`status`]: how the node is.
+//! * [`node`], [`status`]: all of it together, and how it is.
 
 pub mod boot;
 pub mod config;
 pub mod daemon;
+mod disk;
+pub mod enrol;
+pub mod identity;
 pub mod journal;
 pub mod link;
+pub mod node;
 pub mod schedule;
 pub mod slot;
 pub mod status;
+pub mod swap;
+pub mod trust;

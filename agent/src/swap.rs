@@ -189,12 +189,7 @@ fn older(slot: SlotName, proven: Proven) -> SwapError {
 }
 
 /// The BLAKE3 of the first `size` bytes, read from the medium.
-fn hash_slot(
-    source: &Source,
-    size: u64,
-    progress: &dyn Fn(Progress),
-    stop: &AtomicBool,
-) -> Result<ImageId, SwapError> {
+fn hash_slot(source: &Source, size: u64, progress: &dyn Fn(Progress), stop: &AtomicBool) -> Result<ImageId, SwapError> {
     source.advise(Advice::Forget);
     source.advise(Advice::Sequential);
     let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; REGION as usize]);
@@ -251,7 +246,7 @@ mod tests {
         }
 
         fn activate(&self) -> Result<Swapped, SwapError> {
-            self.swap(Swap::activate)
+            self.swap(|swap| swap.activate())
         }
 
         fn rollback(&self) -> Result<Swapped, SwapError> {

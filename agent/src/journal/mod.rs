@@ -251,7 +251,9 @@ impl Journal {
     /// Holds nothing back any more.
     pub fn clear_hold(&self) -> Result<(), JournalError> {
         match fs::remove_file(self.hold_file()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("removing", &self.hold_file())(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(io_error("removing", &self.hold_file())(error))
+            }
             _ => Ok(()),
         }
     }
