@@ -8,23 +8,30 @@
 //! * [`config`]: what the operator wrote, checked whole before anything is done.
 //! * [`slot`]: the two places that can hold an image; the only door to writing one.
 //! * [`journal`]: what this node has proven, durably; one run at a time.
-//! * [`boot`]: which slot is active, and the atomic step that changes it; [`swap`]: the verbs that take it.
+//! * [`boot`]: which slot is active, and the atomic step that changes it.
 //! * [`link`]: one QUIC connection to the server; [`identity`]: who we are to it; [`enrol`]: how that came about.
-//! * [`trust`]: what is believed about releases and channels.
+//! * [`trust`]: what the fleet's operators signed; [`update`]: the flow above; [`drift`]: is the active slot still golden?
 //! * [`daemon`], [`schedule`]: being told when there is work, and looking anyway.
-//! * [`node`], [`status`]: all of it together, and how it is.
+//! * [`node`], [`status`]: all of it together, and how it is; [`cli`]: the verbs.
 
 pub mod boot;
 pub mod config;
 pub mod daemon;
 mod disk;
+pub mod drift;
 pub mod enrol;
+pub mod fetch;
 pub mod identity;
+pub mod job;
 pub mod journal;
 pub mod link;
 pub mod node;
+pub mod plan;
 pub mod schedule;
+pub mod scratch;
 pub mod slot;
+pub mod stage;
 pub mod status;
-pub mod swap;
 pub mod trust;
+pub mod update;
+pub mod verify;
