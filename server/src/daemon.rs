@@ -21,7 +21,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 use crate::api;
 use crate::authority::{Authority, AuthorityError, ServerCertificate};
@@ -100,46 +99,6 @@ pub enum DaemonError {
     /// A task that should run for ever did not.
     #[error("the server's task {0} ended on its own; its log says why")]
     Ended(&'static str),
-}
-
-impl DaemonError {
-    /// The exit code that `goldsync serve` ends with; `goldsync --help` lists them.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Config(_) | Self::NoServer(_) => 2,
-            Self::Trust(_) | Self::Authority(_) => 3,
-            Self::Io { .. } | Self::Catalog(_) | Self::Store(_) => 5,
-            Self::Running(_) => 75,
-            Self::Recover(_) | Self::Listen(_) | Self::Api { .. } | Self::Ended(_) => 1,
-        }
-    }
-}
-
-/// The configuration of the server in the folder `data`, or the one in `file`, whose `data` counts then.
-pub fn load(data: &Path, file: Option<&Path>) -> Result<Config, DaemonError> {
-    if let Some(file) = file {
-        return Ok(Config::load(file)?);
-    }
-    let path = data.join(CONFIG_FILE);
-    if !path.is_file() {
-        return Err(DaemonError::NoServer(data.to_owned()));
-    }
-    // A folder that was moved is still the one that was asked for.
-    let data = std::fs::canonicalize(data).map_err(|error| DaemonError::Io { path: data.to_owned(), error })?;
-    Ok(Config { data, ..Config::load(&path)? })
-}
-
-/// Sends the log to standard error, as `RUST_LOG` says, for a process that is nothing but a server. Under systemd the
-/// journal has the times.
-pub fn log_to_stderr() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let log = log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).with_target(false);
-    // A second call, in a process that is more than a server, changes nothing.
-    let _ = match std::env::var_os("JOURNAL_STREAM") {
-        Some(_) => log.without_time().try_init(),
-        None => log.try_init(),
-    };
 }
 
 /// A running server.

@@ -61,7 +61,7 @@ const SEND_WINDOW: u64 = 8 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// The address is taken, not ours, or not allowed.
-    #[error("cannot listen on {address} (UDP): {error}")]
+    #[error("cannot listen on {address} (UDP): {error}; change `listen`, or stop what listens there")]
     Bind {
         /// As configured.
         address: std::net::SocketAddr,
