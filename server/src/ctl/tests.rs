@@ -2,16 +2,21 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use axum::routing::{post, put};
 use bytes::Bytes;
 use goldsync_proto::digest::{Digest, ImageId};
 use goldsync_proto::pack::write_frame;
 use goldsync_proto::signature::Signature;
 use goldsync_proto::wire::{Account, NodeSays, Outcome as Ended, Phase, Report, ServerSays};
+use serde_json::json;
 
 use super::*;
+use crate::api::types::Uploaded;
 use crate::cli::{FleetSync, Json, Label, NodeRevoke, Promote, Publish, Selector, TokenCreate};
 use crate::testing::{Control, Fleet, image, word};
+use client::place::Place;
 use fail::Code;
 use image::Image;
 use progress::Manner;
@@ -105,6 +110,58 @@ async fn an_upload_goes_on_where_it_was_left() {
     let (sent, uploaded) = upload::run(&desk, Manner::Quiet, &opened, &signature).await.unwrap();
     assert_eq!(sent.blocks, 344);
     assert_eq!(uploaded.sections, signature.sections());
+}
+
+/// A server that loses the thread of an upload `times` times, once at a frame and then at the end in turn, and the
+/// number of times that it was sent the list.
+fn forgetful(signature: &Signature, times: u32) -> (axum::Router, Arc<AtomicU32>) {
+    let (lists, lost) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let uploaded = Uploaded { sections: signature.sections(), added: 1 };
+    let counted = lists.clone();
+    let lose = move |at_frame: bool| {
+        let before = lost.load(Ordering::SeqCst);
+        let now = before < times && before.is_multiple_of(2) == at_frame;
+        lost.fetch_add(now.into(), Ordering::SeqCst);
+        let problem = json!({ "code": "conflict", "message": "send the section `blocks` again" });
+        if now { Err((axum::http::StatusCode::CONFLICT, axum::Json(problem))) } else { Ok(()) }
+    };
+    let at_end = lose.clone();
+    let router = axum::Router::new()
+        .route("/v1/uploads", post(|| async { axum::Json(json!({ "stored": false })) }))
+        .route(
+            "/v1/uploads/{image}/blocks",
+            put(move || {
+                counted.fetch_add(1, Ordering::SeqCst);
+                async { axum::Json(json!({ "runs": [[0, 2]] })) }
+            }),
+        )
+        .route("/v1/uploads/{image}/frames/{first}", put(move || async move { lose(true) }))
+        .route(
+            "/v1/uploads/{image}/complete",
+            post(move || async move { at_end(false).map(|()| axum::Json(uploaded)) }),
+        );
+    (router, lists)
+}
+
+#[tokio::test]
+async fn a_server_that_loses_the_thread_is_sent_the_list_again_but_not_for_ever() {
+    let bytes = image(5, 2);
+    let file = file(&bytes);
+    let opened = Arc::new(Image::open(file.path()).unwrap());
+    let signature = Signature::of(opened.geometry(), &bytes).unwrap();
+    for (times, expected, lists) in [(0, Some(2), 1), (1, Some(2), 2), (2, Some(4), 3), (9, None, 4)] {
+        let (router, counted) = forgetful(&signature, times);
+        let place = Place::serve(router);
+        let client = place.client();
+        let operator = Operator::open(place.folder.path()).unwrap();
+        let desk = Desk { operator, client, interrupted: Interrupted::default() };
+        let ended = upload::run(&desk, Manner::Quiet, &opened, &signature).await;
+        assert_eq!(ended.as_ref().ok().map(|(sent, _)| sent.blocks), expected, "{times}: {ended:?}");
+        assert_eq!(counted.load(Ordering::SeqCst), lists, "{times}");
+        if let Err(failure) = ended {
+            assert_eq!((failure.code, failure.message.as_str()), (Code::Failed, "send the section `blocks` again"));
+        }
+    }
 }
 
 #[tokio::test]
