@@ -29,7 +29,7 @@ use rcgen::{
 };
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
@@ -337,8 +337,11 @@ fn params(now: DateTime<Utc>, life: TimeDelta) -> CertificateParams {
 fn alt_names(names: &[String]) -> Result<Vec<rcgen::SanType>, AuthorityError> {
     let mut all = Vec::new();
     for name in names {
-        let one = CertificateParams::new(vec![normal_name(name)]);
-        let one = one.map_err(|error| AuthorityError::Name { name: name.clone(), reason: error.to_string() })?;
+        let bad = |reason: String| AuthorityError::Name { name: name.clone(), reason };
+        let plain = normal_name(name);
+        // A name that no client can ask for would only be noticed when the first one fails.
+        ServerName::try_from(plain.as_str()).map_err(|error| bad(error.to_string()))?;
+        let one = CertificateParams::new(vec![plain]).map_err(|error| bad(error.to_string()))?;
         all.extend(one.subject_alt_names);
     }
     if all.is_empty() {

@@ -1,6 +1,8 @@
 //! Trust from end to end: the operator signs, the server hands out, the node believes; and a machine becomes a node
 //! over a real QUIC handshake. No part is replaced: these are the server's and the agent's own configurations.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
+
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -254,8 +256,11 @@ impl Listener {
         let data = connection.handshake_data().unwrap().downcast::<HandshakeData>().unwrap();
         let chain = connection.peer_identity().map(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().unwrap());
         let node = chain.map(|chain| (common_name(&chain[0]).unwrap(), fingerprint(&chain[0])));
-        // Reading until the client ends it, so that it is not cut off before it has seen its handshake through.
-        let _ = connection.accept_uni().await;
+        // The client ends it, when it has seen its handshake through.
+        if let Ok(mut stream) = connection.accept_uni().await {
+            let _ = stream.read_to_end(8).await;
+        }
+        connection.closed().await;
         Ok((data.protocol.unwrap(), node))
     }
 

@@ -142,8 +142,8 @@ impl Trust {
             return Err(TrustError::OtherImage {
                 channel: channel.clone(),
                 release: pointer.release,
-                pointed: pointer.image,
-                signed: manifest.image,
+                pointed: Box::new(pointer.image),
+                signed: Box::new(manifest.image),
             });
         }
         Ok(Some((pointer, manifest)))
