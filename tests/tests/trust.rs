@@ -14,7 +14,7 @@ use goldsync_proto::digest::{Digest, ImageId};
 use goldsync_proto::release::{Manifest, Pointer, ReleaseRef, Section, Sections, Word};
 use goldsync_proto::wire::{ALPN, ALPN_ENROL};
 use goldsync_server::authority::{Authority, common_name, fingerprint};
-use goldsync_server::trust::{Lifetimes, NewRoot, Online, Operator, Trust};
+use goldsync_server::trust::{Delegate, Lifetimes, NewRoot, Online, Operator, Trust};
 use quinn::crypto::rustls::HandshakeData;
 use rustls::pki_types::CertificateDer;
 use tempfile::TempDir;
@@ -204,8 +204,9 @@ async fn a_node_follows_two_new_roots_at_once() {
     let mut node = fleet.node("node");
     check(&fleet.trust, &mut node, &production()).await.unwrap();
     for _ in 0..2 {
-        let (root, _) = fleet.operator.next_root(&fleet.trust.files(), &NewRoot::default(), Utc::now()).await.unwrap();
-        fleet.trust.submit_root(&root, None).await.unwrap();
+        let files = fleet.trust.files();
+        let roles = fleet.operator.next_root(&files, &NewRoot::default(), Utc::now()).await.unwrap();
+        fleet.trust.submit_roles(&roles).await.unwrap();
     }
     fleet.publish("web:1").await;
     fleet.promote("production", "web:1").await;
@@ -214,6 +215,57 @@ async fn a_node_follows_two_new_roots_at_once() {
     let mut late = fleet.node("late");
     check(&fleet.trust, &mut late, &production()).await.unwrap();
     assert_eq!(late.have(), node.have());
+}
+
+/// A server restored from an old backup, as [`OPERATING.md`](../../docs/OPERATING.md) has it: its versions are lower
+/// than what everybody has seen, until the next root names new online keys.
+#[tokio::test]
+async fn a_restored_server_is_followed_again_after_a_new_root_with_new_online_keys() {
+    let fleet = Fleet::new().await;
+    fleet.publish("web:1").await;
+    fleet.promote("production", "web:1").await;
+    let backup = fleet.dir.path().join("backup");
+    copy_dir(&fleet.dir.path().join("server"), &backup);
+    fleet.publish("web:2").await;
+    fleet.promote("production", "web:2").await;
+    let mut node = fleet.node("node");
+    check(&fleet.trust, &mut node, &production()).await.unwrap();
+    fleet.operator.renew(&fleet.trust.files(), "releases", Utc::now()).await.unwrap();
+
+    let restored = Fleet { trust: Trust::open(&backup).await.unwrap(), ..fleet };
+    assert!(matches!(check(&restored.trust, &mut node, &production()).await, Err(NodeError::RolledBack { .. })));
+    std::fs::rename(backup.join("keys"), backup.join("old-keys")).unwrap();
+    let online = Online::create(&backup).unwrap().public();
+    let new = NewRoot { online: Some(&online), ..NewRoot::default() };
+    // The operator's tool refuses too, and says which file to remove if this is meant.
+    let error = restored.operator.next_root(&restored.trust.files(), &new, Utc::now()).await.unwrap_err();
+    assert!(error.to_string().contains("seen.json"), "{error}");
+    std::fs::remove_file(restored.dir.path().join("operator/trust/seen.json")).unwrap();
+    let roles = restored.operator.next_root(&restored.trust.files(), &new, Utc::now()).await.unwrap();
+    restored.trust.submit_roles(&roles).await.unwrap();
+    check(&restored.trust, &mut node, &production()).await.unwrap();
+    assert_eq!(desired(&node, &production()).await.as_deref(), Some("web:1"));
+}
+
+#[tokio::test]
+async fn a_node_follows_a_new_key_of_its_channel_and_no_longer_the_old_one() {
+    let mut fleet = Fleet::new().await;
+    fleet.publish("web:1").await;
+    fleet.promote("production", "web:1").await;
+    let mut node = fleet.node("node");
+    check(&fleet.trust, &mut node, &production()).await.unwrap();
+    let delegate = Delegate::Channel(production());
+    fleet.operator.keys_mut().successor("channel-production").unwrap();
+    let key = fleet.operator.keys().get("channel-production.next").unwrap();
+    let roles = fleet.operator.delegate(&fleet.trust.files(), &delegate, key, Utc::now()).await.unwrap();
+    fleet.trust.submit_roles(&roles).await.unwrap();
+    fleet.operator.keys_mut().install("channel-production").unwrap();
+    check(&fleet.trust, &mut node, &production()).await.unwrap();
+    assert_eq!(desired(&node, &production()).await.as_deref(), Some("web:1"));
+    fleet.publish("web:2").await;
+    fleet.promote("production", "web:2").await;
+    check(&fleet.trust, &mut node, &production()).await.unwrap();
+    assert_eq!(desired(&node, &production()).await.as_deref(), Some("web:2"));
 }
 
 fn copy_dir(from: &Path, to: &Path) {

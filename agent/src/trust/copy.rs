@@ -32,6 +32,16 @@ pub(super) fn first_root(dir: &Path) -> Result<Option<Vec<u8>>, DiskError> {
     read_if_there(&dir.join(FIRST))
 }
 
+/// Forgets it: what follows is about another fleet.
+pub(super) fn forget_first_root(dir: &Path) -> Result<(), DiskError> {
+    let path = dir.join(FIRST);
+    match fs::remove_file(&path) {
+        Ok(()) => disk::sync_dir(dir),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed("cannot remove", &path)(error)),
+    }
+}
+
 /// Keeps the root that the token named.
 pub(super) fn set_first_root(dir: &Path, text: &str) -> Result<(), DiskError> {
     disk::replace(dir, FIRST, text.as_bytes())

@@ -56,6 +56,8 @@ impl Trust {
         }
         let name = FileName::role(ROOT, root.signed.version.get()).to_string();
         let files = Files::from([(name, Bytes::copy_from_slice(root_text.as_bytes()))]);
+        // In this order: a crash in between leaves no first root, and so the next enrolment begins anew.
+        copy::forget_first_root(dir)?;
         copy::replace(dir, &files, None)?;
         copy::set_first_root(dir, root_text)?;
         Self::open(dir)

@@ -485,20 +485,26 @@ async fn the_root_is_rotated_by_its_old_key_and_the_online_keys_with_it() {
     fs::rename(fleet.server().join("keys"), fleet.server().join("old-keys")).unwrap();
     let online = Online::create(&fleet.server()).unwrap();
     let new = NewRoot { root: Some(&root), targets: Some(&targets), online: Some(&online.public()) };
-    let (text, list) = fleet.operator.next_root(&fleet.trust.files(), &new, now()).await.unwrap();
+    let roles = fleet.operator.next_root(&fleet.trust.files(), &new, now()).await.unwrap();
 
     // By the new key alone it is no root, and neither is one that names other online keys.
-    let forged: tough::schema::Signed<tough::schema::Root> = role::read("root", text.as_bytes()).unwrap();
-    let forged = role::sign(forged.signed, &[&root]).unwrap();
-    let error = fleet.trust.submit_root_at(&forged, list.as_deref(), now()).await.unwrap_err();
+    let signed: tough::schema::Signed<tough::schema::Root> = role::read("root", roles["root"].as_bytes()).unwrap();
+    let mut forged = roles.clone();
+    forged.insert("root".into(), role::sign(signed.signed, &[&root]).unwrap());
+    let error = fleet.trust.submit_roles_at(&forged, now()).await.unwrap_err();
     assert!(matches!(error, TrustError::Signature { .. }), "{error}");
     let foreign = OnlinePublic { snapshot: root.public(), timestamp: online.timestamp.public() };
     let new = NewRoot { online: Some(&foreign), ..NewRoot::default() };
-    let (wrong, _) = fleet.operator.next_root(&fleet.trust.files(), &new, now()).await.unwrap();
-    let error = fleet.trust.submit_root_at(&wrong, None, now()).await.unwrap_err();
+    let wrong = fleet.operator.next_root(&fleet.trust.files(), &new, now()).await.unwrap();
+    let error = fleet.trust.submit_roles_at(&wrong, now()).await.unwrap_err();
     assert!(matches!(error, TrustError::OnlineKey { role: "snapshot", .. }), "{error}");
+    // A new targets key and no list of targets signed with it.
+    let half = roles.iter().filter(|(role, _)| *role == "root").map(|(role, text)| (role.clone(), text.clone()));
+    assert!(fleet.trust.submit_roles_at(&half.collect(), now()).await.is_err());
+    assert_eq!(fleet.trust.versions()["root"], 1);
 
-    fleet.trust.submit_root_at(&text, list.as_deref(), now()).await.unwrap();
+    fleet.trust.submit_roles_at(&roles, now()).await.unwrap();
+    fleet.trust.submit_roles_at(&roles, now()).await.unwrap();
     let held = fleet.trust.versions();
     assert_eq!((held["root"], held["targets"]), (2, 2));
     assert_eq!(fleet.online().snapshot.id(), online.snapshot.id());
@@ -523,4 +529,46 @@ async fn many_releases_stay_within_the_limit_of_one_file() {
     }
     let text = role::sign(list, &[&Key::create().unwrap()]).unwrap();
     role::check_size("releases", text.len()).unwrap();
+}
+
+#[tokio::test]
+async fn a_stolen_key_is_replaced_and_a_channel_is_added() {
+    let mut fleet = Fleet::with_release().await;
+    let dev: Word = "dev".parse().unwrap();
+    let stolen = fleet.forge("channel-dev", "channel-dev", |list| list.version = role::next(list.version));
+    fleet.operator.keys_mut().successor("channel-dev").unwrap();
+    let first = fleet.operator.keys().get("channel-dev.next").unwrap().id();
+    assert_eq!(fleet.operator.keys_mut().successor("channel-dev").unwrap().id(), first);
+    let operator = Operator::open(&fleet.dir.path().join("operator")).unwrap();
+    let key = operator.keys().get("channel-dev.next").unwrap();
+    let delegate = Delegate::Channel(dev.clone());
+    let roles = operator.delegate(&fleet.trust.files(), &delegate, key, now()).await.unwrap();
+    assert_eq!(roles.keys().collect::<Vec<_>>(), ["channel-dev", "targets"]);
+    // One without the other does not hold together.
+    for one in roles.clone() {
+        assert!(fleet.trust.submit_roles_at(&BTreeMap::from([one]), now()).await.is_err());
+    }
+    fleet.trust.submit_roles_at(&roles, now()).await.unwrap();
+    assert_eq!(fleet.trust.pointer(&dev).unwrap().release.to_string(), "web:1");
+    let error = fleet.trust.submit_at("channel-dev", &stolen, None, now()).await.unwrap_err();
+    assert!(matches!(error, TrustError::Signature { .. }), "{error}");
+    fleet.publish("web:2", "two").await.unwrap();
+    let error = fleet.promote("dev", "web:2", "two").await.unwrap_err();
+    assert!(matches!(error, TrustError::ForeignKey { .. }), "{error}");
+    fleet.operator.keys_mut().install("channel-dev").unwrap();
+    fleet.promote("dev", "web:2", "two").await.unwrap();
+    let keys = Keys::load(&fleet.dir.path().join("operator/keys")).unwrap();
+    assert_eq!(keys.get("channel-dev").unwrap().id(), first);
+    assert!(keys.get("channel-dev.next").is_err() && keys.get("channel-dev.old").is_ok());
+    assert_eq!(keys.roles().collect::<Vec<_>>(), ["channel-dev", "channel-production", "releases", "root", "targets"]);
+
+    let canary = Delegate::Channel("canary".parse().unwrap());
+    fleet.operator.keys_mut().successor("channel-canary").unwrap();
+    fleet.operator.keys_mut().install("channel-canary").unwrap();
+    let key = fleet.operator.keys().get("channel-canary").unwrap();
+    let roles = fleet.operator.delegate(&fleet.trust.files(), &canary, key, now()).await.unwrap();
+    fleet.trust.submit_roles_at(&roles, now()).await.unwrap();
+    assert_eq!(fleet.trust.pointer(&"canary".parse().unwrap()), None);
+    fleet.promote("canary", "web:1", "one").await.unwrap();
+    assert_eq!(versions(&Trust::open(&fleet.server()).await.unwrap()), versions(&fleet.trust));
 }
