@@ -23,6 +23,7 @@ use tough::sign::Sign;
 
 use super::*;
 
+const CUT_OFF: &str = "cut off from the real server";
 const CHANNELS: [&str; 2] = ["dev", "production"];
 
 fn now() -> DateTime<Utc> {
@@ -289,163 +290,124 @@ async fn target_files_are_wanted_one_after_the_other_and_only_if_missing_or_chan
     assert_eq!(trust.desired(&production()).await.unwrap().unwrap().1.release.to_string(), "web:2");
 }
 
-/// What a test does to a mint before it signs once more.
+/// What a test does to a mint before it signs once more, and to the files that it then sends.
 type Harm = fn(&mut Mint);
+type Tamper = fn(&Mint, &mut Vec<(String, Vec<u8>)>);
+
+const UNTOUCHED: Tamper = |_, _| {};
+
+/// A node that holds version 5 of everything below the root is sent what comes out of it; it must refuse, say why,
+/// and stay as it was.
+async fn is_refused(what: &str, harm: Harm, tamper: Tamper, expected: &str) {
+    let mut mint = Mint::with_release();
+    let root = mint.root();
+    for role in &ROLES[1..] {
+        mint.versions.insert(role, 5);
+    }
+    let dir = TempDir::new().unwrap();
+    let mut trust = Trust::init(dir.path(), &root).unwrap();
+    trust.absorb(mint.files()).await.unwrap();
+    let (before, link) = (trust.have(), fs::read_link(dir.path().join("current")).unwrap());
+
+    harm(&mut mint);
+    let mut files = mint.files();
+    tamper(&mint, &mut files);
+    let Err(error) = trust.absorb(files).await else { panic!("{what} was believed") };
+    assert!(error.to_string().contains(expected), "{what}: {error}");
+    assert_eq!((trust.have(), fs::read_link(dir.path().join("current")).unwrap()), (before, link), "{what}");
+    let desired = trust.desired(&production()).await.unwrap().unwrap();
+    assert_eq!(desired.1.image, ImageId::of(b"one"), "{what}");
+}
+
+impl Mint {
+    /// Says that `role` is signed with `key`, in the next version.
+    fn next_signed_by(&mut self, role: &'static str, key: &'static str) {
+        self.bump(&["timestamp", "snapshot"]);
+        if !["timestamp", "snapshot"].contains(&role) {
+            self.bump(&[role]);
+        }
+        self.signer.insert(role, key);
+    }
+
+    /// Lets `role` have expired yesterday, in the next version.
+    fn next_expired(&mut self, role: &'static str) {
+        self.next_signed_by(role, role);
+        self.expires.insert(role, in_days(-1));
+    }
+
+    /// Sets a version, below newer online roles.
+    fn back(&mut self, role: &'static str, version: u64) {
+        self.bump(&["timestamp", "snapshot"]);
+        self.versions.insert(role, version);
+    }
+}
 
 #[tokio::test]
-async fn each_attack_is_told_apart_and_leaves_the_node_as_it_was() {
-    let attacks: [(&str, Harm, &str); 15] = [
-        (
-            "an older timestamp",
-            |m| m.versions.insert("timestamp", 2).map_or((), drop),
-            "role timestamp was rolled back: version 5 is known here, version 2",
-        ),
-        (
-            "an older snapshot",
-            |m| {
-                m.bump(&["timestamp"]);
-                m.versions.insert("snapshot", 4);
-            },
-            "role snapshot was rolled back: version 5 is known here, version 4",
-        ),
-        (
-            "an older role",
-            |m| {
-                m.bump(&["timestamp", "snapshot"]);
-                m.versions.insert("releases", 4);
-            },
-            "role releases was rolled back: version 5 is known here, version 4",
-        ),
-        (
-            "a timestamp of another key",
-            |m| {
-                m.bump(&["timestamp"]);
-                m.signer.insert("timestamp", "other");
-            },
-            "role timestamp is not signed",
-        ),
-        (
-            "a snapshot of another key",
-            |m| {
-                m.bump(&["timestamp", "snapshot"]);
-                m.signer.insert("snapshot", "other");
-            },
-            "role snapshot is not signed",
-        ),
-        (
-            "a list of targets of another key",
-            |m| {
-                m.bump(&["timestamp", "snapshot", "targets"]);
-                m.signer.insert("targets", "other");
-            },
-            "role targets is not signed",
-        ),
-        (
-            "the server's own key on a release",
-            |m| {
-                m.bump(&["timestamp", "snapshot", "releases"]);
-                m.signer.insert("releases", "snapshot");
-            },
-            "role targets is not signed",
-        ),
-        (
-            "the dev key on production",
-            |m| {
-                m.bump(&["timestamp", "snapshot", "channel-production"]);
-                m.signer.insert("channel-production", "channel-dev");
-            },
-            "role targets is not signed",
-        ),
-        (
-            "the dev role lists production",
-            |m| {
-                m.bump(&["timestamp", "snapshot", "channel-dev"]);
-                m.list("channel-dev", "channel_production.json", pointer("production", "web:1", "x"));
-                m.lists.remove("channel-production");
-                m.bump(&["channel-production"]);
-            },
-            "does not hold together",
-        ),
-        (
-            "an expired timestamp",
-            |m| {
-                m.bump(&["timestamp"]);
-                m.expires.insert("timestamp", in_days(-1));
-            },
-            "role timestamp expired on",
-        ),
-        (
-            "an expired snapshot",
-            |m| {
-                m.bump(&["timestamp", "snapshot"]);
-                m.expires.insert("snapshot", in_days(-1));
-            },
-            "role snapshot expired on",
-        ),
-        (
-            "an expired list of targets",
-            |m| {
-                m.bump(&["timestamp", "snapshot", "targets"]);
-                m.expires.insert("targets", in_days(-1));
-            },
-            "an operator must sign it again",
-        ),
-        (
-            "another text than the snapshot names",
-            |m| {
-                m.bump(&["timestamp"]);
-                m.lists.insert("change", BTreeMap::new());
-            },
-            "a file is not what was signed",
-        ),
-        (
-            "a snapshot that lost a role's file",
-            |m| {
-                m.bump(&["timestamp", "snapshot", "releases"]);
-                m.lists.insert("drop", BTreeMap::new());
-            },
-            "6.releases.json is missing",
-        ),
-        (
-            "a channel's key on the root",
-            |m| {
-                m.bump(&["root"]);
-                m.signer.insert("root", "channel-dev");
-            },
-            "role root is not signed",
-        ),
+async fn nothing_is_rolled_back() {
+    let rolled: [(&str, Harm, &str); 3] = [
+        ("timestamp", |mint| mint.back("timestamp", 2), "version 5 is known here, version 2"),
+        ("snapshot", |mint| mint.back("snapshot", 4), "version 5 is known here, version 4"),
+        ("releases", |mint| mint.back("releases", 4), "version 5 is known here, version 4"),
     ];
-    for (what, harm, expected) in attacks {
-        let mut mint = Mint::with_release();
-        let root = mint.root();
-        mint.bump(&ROLES[1..]);
-        for role in &ROLES[1..] {
-            mint.versions.insert(role, 5);
-        }
-        let dir = TempDir::new().unwrap();
-        let mut trust = Trust::init(dir.path(), &root).unwrap();
-        trust.absorb(mint.files()).await.unwrap();
-        let (before, link) = (trust.have(), fs::read_link(dir.path().join("current")).unwrap());
+    for (role, harm, expected) in rolled {
+        is_refused(role, harm, UNTOUCHED, &format!("role {role} was rolled back: {expected}")).await;
+    }
+}
 
-        harm(&mut mint);
-        let mut files = mint.files();
+#[tokio::test]
+async fn nothing_is_believed_from_another_key() {
+    let forged: [(&str, Harm, &str); 6] = [
+        ("a foreign timestamp", |mint| mint.next_signed_by("timestamp", "other"), "timestamp"),
+        ("a foreign snapshot", |mint| mint.next_signed_by("snapshot", "other"), "snapshot"),
+        ("a foreign list of targets", |mint| mint.next_signed_by("targets", "other"), "targets"),
+        ("a release by the server's key", |mint| mint.next_signed_by("releases", "snapshot"), "targets"),
+        ("production by dev's key", |mint| mint.next_signed_by("channel-production", "channel-dev"), "targets"),
+        ("a root by a channel's key", |mint| mint.next_signed_by("root", "channel-dev"), "root"),
+    ];
+    let with_root: Tamper = |mint, files| {
         if mint.versions["root"] > 1 {
             files.push(("2.root.json".into(), mint.root().into_bytes()));
         }
-        if mint.lists.contains_key("change") {
-            for (_, bytes) in files.iter_mut().filter(|(name, _)| name == "5.releases.json") {
-                *bytes = String::from_utf8(bytes.clone()).unwrap().replace("web_1", "web_2").into_bytes();
-            }
-        }
-        if mint.lists.contains_key("drop") {
-            files.retain(|(name, _)| !name.ends_with(".releases.json"));
-        }
-        let Err(error) = trust.absorb(files).await else { panic!("{what} was believed") };
-        assert!(error.to_string().contains(expected), "{what}: {error}");
-        assert_eq!((trust.have(), fs::read_link(dir.path().join("current")).unwrap()), (before, link), "{what}");
-        let desired = trust.desired(&production()).await.unwrap().unwrap();
-        assert_eq!(desired.1.image, ImageId::of(b"one"), "{what}");
+    };
+    for (what, harm, role) in forged {
+        is_refused(what, harm, with_root, &format!("role {role} is not signed by its keys")).await;
     }
+}
+
+#[tokio::test]
+async fn a_channels_key_lists_nothing_but_its_channel() {
+    let harm: Harm = |mint| {
+        mint.bump(&["timestamp", "snapshot", "channel-dev", "channel-production"]);
+        mint.lists.remove("channel-production");
+        mint.list("channel-dev", "channel_production.json", pointer("production", "web:1", "x"));
+    };
+    is_refused("dev lists production", harm, UNTOUCHED, "does not hold together").await;
+}
+
+#[tokio::test]
+async fn what_has_expired_is_not_taken() {
+    let expired: [(&str, Harm, &str); 3] = [
+        ("timestamp", |mint| mint.next_expired("timestamp"), CUT_OFF),
+        ("snapshot", |mint| mint.next_expired("snapshot"), CUT_OFF),
+        ("targets", |mint| mint.next_expired("targets"), "an operator must sign it again"),
+    ];
+    for (role, harm, remedy) in expired {
+        is_refused(role, harm, UNTOUCHED, &format!("role {role} expired on")).await;
+        is_refused(role, harm, UNTOUCHED, remedy).await;
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_missing_or_another_than_was_named_is_noticed() {
+    let newer: Harm = |mint| mint.bump(&["timestamp", "snapshot", "releases"]);
+    let drop: Tamper = |_, files| files.retain(|(name, _)| name != "6.releases.json");
+    is_refused("a missing role", newer, drop, "6.releases.json is missing").await;
+    let change: Tamper = |_, files| {
+        for (_, bytes) in files.iter_mut().filter(|(name, _)| name == "6.releases.json") {
+            *bytes = String::from_utf8(bytes.clone()).unwrap().replace("web_1", "web_2").into_bytes();
+        }
+    };
+    is_refused("a changed role", newer, change, "a file is not what was signed").await;
 }
 
 #[tokio::test]
@@ -543,7 +505,7 @@ async fn bad_names_and_too_many_bytes_are_refused_before_anything_is_read() {
     let mint = Mint::with_release();
     let (_dir, mut trust) = node(&mint).await;
     let big = |len: usize| vec![b' '; len];
-    let sent: [(Vec<(String, Vec<u8>)>, &str); 7] = [
+    let sent: [(Vec<_>, &str); 7] = [
         (vec![("../../etc/passwd".into(), big(1))], "is not the name of a file"),
         (vec![("root.json".into(), big(1))], "is not the name of a file"),
         (vec![("latest_known_time.json".into(), big(1))], "is not the name of a file"),

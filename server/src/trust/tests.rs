@@ -220,119 +220,74 @@ async fn submitting_the_same_again_changes_nothing_and_an_older_base_is_a_confli
     assert_eq!(error.fault(), Fault::Conflict);
 }
 
-#[tokio::test]
-async fn what_is_not_properly_signed_or_listed_is_refused() {
-    let fleet = Fleet::with_release().await;
+/// What is submitted: role, its text, a target file, and the error that it must end in.
+type Submission<'a> = (&'a str, String, Option<(&'a str, &'a str)>, &'a str);
+
+async fn each_is_refused(fleet: &Fleet, submissions: Vec<Submission<'_>>) {
     let before = fleet.trust.versions();
-    let web1 = role::target_name("release_web_1.json").unwrap();
-    let (text, dev) = (manifest("web:2", "two"), pointer("dev", "web:1", "one"));
-    let web2 = target("web:2");
-    let add = |list: &mut tough::schema::Targets| {
-        list.add_target(role::target_name(&target("web:2")).unwrap(), role::target(&manifest("web:2", "two")));
-    };
-    let submitted = [
-        (
-            "the dev key signs production",
-            "channel-production",
-            fleet.forge("channel-production", "channel-dev", |_| {}),
-            None,
-            "not signed by its keys",
-        ),
-        (
-            "a channel's key signs releases",
-            "releases",
-            fleet.forge("releases", "channel-dev", add),
-            Some((web2.as_str(), text.as_str())),
-            "not signed by its keys",
-        ),
-        (
-            "another text than was signed",
-            "releases",
-            fleet.forge("releases", "releases", add),
-            Some((web2.as_str(), dev.as_str())),
-            "were signed",
-        ),
-        ("no text at all", "releases", fleet.forge("releases", "releases", add), None, "its text was not sent"),
-        (
-            "a text that nobody signed",
-            "releases",
-            fleet.forge("releases", "releases", |_| {}),
-            Some((web2.as_str(), text.as_str())),
-            "neither adds nor changes",
-        ),
-        (
-            "a removed release",
-            "releases",
-            fleet.forge("releases", "releases", |list| {
-                list.remove_target(&web1);
-            }),
-            None,
-            "no longer lists release_web_1.json",
-        ),
-        (
-            "a changed release",
-            "releases",
-            fleet.forge("releases", "releases", |list| list.add_target(web1.clone(), role::target(&text))),
-            Some(("release_web_1.json", text.as_str())),
-            "changes release_web_1.json",
-        ),
-        (
-            "a skipped version",
-            "releases",
-            fleet.forge("releases", "releases", |list| list.version = role::next(list.version)),
-            None,
-            "version 3 is next; version 4",
-        ),
-        (
-            "an expired role",
-            "releases",
-            fleet.forge("releases", "releases", |list| list.expires = role::moment(now()).unwrap()),
-            None,
-            "expired on 2027-01-15",
-        ),
-        (
-            "a channel in the list of releases",
-            "releases",
-            fleet.forge("releases", "releases", |list| {
-                list.add_target(role::target_name("channel_dev.json").unwrap(), role::target(&dev))
-            }),
-            Some(("channel_dev.json", dev.as_str())),
-            "may not sign channel_dev.json",
-        ),
-        (
-            "a name that is a path",
-            "releases",
-            fleet.forge("releases", "releases", |list| {
-                list.add_target(role::target_name("release_/../../x").unwrap(), role::target(&dev))
-            }),
-            None,
-            "is not the name of a file",
-        ),
-        (
-            "another channel's pointer",
-            "channel-dev",
-            fleet.forge("channel-dev", "channel-dev", |list| {
-                list.add_target(role::target_name("channel_production.json").unwrap(), role::target(&dev))
-            }),
-            None,
-            "may not sign channel_production.json",
-        ),
-        ("no JSON", "releases", "{".to_owned(), None, "cannot be read"),
-        ("too many bytes", "releases", " ".repeat((4 << 20) + 1), None, "4194305 bytes, at most 4194304"),
-        (
-            "an unknown role",
-            "channel-moon",
-            fleet.forge("releases", "releases", |_| {}),
-            None,
-            "channel-dev, channel-production",
-        ),
-    ];
-    for (what, role, role_text, sent, expected) in submitted {
-        let error = fleet.trust.submit_at(role, &role_text, sent, now()).await.unwrap_err();
-        assert!(error.to_string().contains(expected), "{what}: {error}");
-        assert_eq!(fleet.trust.versions(), before, "{what}");
+    for (role, role_text, sent, expected) in submissions {
+        let Err(error) = fleet.trust.submit_at(role, &role_text, sent, now()).await else {
+            panic!("taken, where {expected:?} was expected")
+        };
+        assert!(error.to_string().contains(expected), "{error}, where {expected:?} was expected");
+        assert_eq!(fleet.trust.versions(), before, "{expected}");
     }
     assert_eq!(versions(&Trust::open(&fleet.server()).await.unwrap()), versions(&fleet.trust));
+}
+
+/// Adds a target to a list.
+fn listing(name: &str, text: &str) -> impl FnOnce(&mut tough::schema::Targets) {
+    move |list| list.add_target(role::target_name(name).unwrap(), role::target(text))
+}
+
+#[tokio::test]
+async fn what_is_not_signed_by_the_right_key_or_not_the_next_version_is_refused() {
+    let fleet = Fleet::with_release().await;
+    let (name, text) = (target("web:2"), manifest("web:2", "two"));
+    let sent = Some((name.as_str(), text.as_str()));
+    let (production, dev) = ("channel-production", "channel-dev");
+    let skip = |list: &mut tough::schema::Targets| list.version = role::next(list.version);
+    let expire = |list: &mut tough::schema::Targets| list.expires = role::moment(now()).unwrap();
+    let submissions: Vec<Submission<'_>> = vec![
+        (production, fleet.forge(production, dev, |_| {}), None, "role channel-production is not signed by its keys"),
+        (
+            "releases",
+            fleet.forge("releases", dev, listing(&name, &text)),
+            sent,
+            "role releases is not signed by its keys",
+        ),
+        ("releases", fleet.forge("releases", "releases", skip), None, "version 3 is next; version 4"),
+        ("releases", fleet.forge("releases", "releases", expire), None, "expired on 2027-01-15"),
+        ("releases", "{".to_owned(), None, "cannot be read"),
+        ("releases", " ".repeat((4 << 20) + 1), None, "4194305 bytes, at most 4194304"),
+        ("channel-moon", fleet.forge("releases", "releases", |_| {}), None, "channel-dev, channel-production"),
+    ];
+    each_is_refused(&fleet, submissions).await;
+}
+
+#[tokio::test]
+async fn a_list_of_what_it_may_not_list_or_of_what_was_not_sent_is_refused() {
+    let fleet = Fleet::with_release().await;
+    let (web1, web2) = (target("web:1"), target("web:2"));
+    let (text, dev) = (manifest("web:2", "two"), pointer("dev", "web:1", "one"));
+    let (held, sent) = (Some((web1.as_str(), text.as_str())), Some((web2.as_str(), text.as_str())));
+    let removed = |list: &mut tough::schema::Targets| drop(list.remove_target(&role::target_name(&web1).unwrap()));
+    let releases = |change: &dyn Fn(&mut tough::schema::Targets)| fleet.forge("releases", "releases", change);
+    let lists = |name: &'static str| fleet.forge("releases", "releases", listing(name, &dev));
+    let foreign = fleet.forge("channel-dev", "channel-dev", listing("channel_production.json", &dev));
+    let add = |list: &mut tough::schema::Targets| listing(&web2, &text)(list);
+    let change = |list: &mut tough::schema::Targets| listing(&web1, &text)(list);
+    let submissions: Vec<Submission<'_>> = vec![
+        ("releases", releases(&add), Some((&web2, &dev)), "were signed"),
+        ("releases", releases(&add), None, "its text was not sent"),
+        ("releases", releases(&|_| {}), sent, "neither adds nor changes"),
+        ("releases", releases(&removed), None, "no longer lists release_web_1.json"),
+        ("releases", releases(&change), held, "changes release_web_1.json"),
+        ("releases", lists("channel_dev.json"), Some(("channel_dev.json", &dev)), "may not sign channel_dev.json"),
+        ("releases", lists("release_/../../x"), None, "is not the name of a file"),
+        ("channel-dev", foreign, None, "may not sign channel_production.json"),
+    ];
+    each_is_refused(&fleet, submissions).await;
 }
 
 #[tokio::test]
@@ -430,9 +385,12 @@ async fn a_crash_between_any_two_writes_leaves_the_old_state_or_the_new_one() {
     }
 }
 
+/// What is done to a file.
+type Harm = fn(&std::path::Path);
+
 #[tokio::test]
 async fn a_damaged_folder_is_not_served() {
-    let damage: [(&str, fn(&std::path::Path)); 4] = [
+    let damage: [(&str, Harm); 4] = [
         ("3.snapshot.json", |path| fs::write(path, "{}").unwrap()),
         ("2.releases.json", |path| fs::remove_file(path).unwrap()),
         ("1.root.json", |path| fs::remove_file(path).unwrap()),
