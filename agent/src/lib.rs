@@ -15,6 +15,7 @@
 //! * [`node`], [`status`]: all of it together, and how it is; [`cli`]: the verbs.
 
 pub mod boot;
+pub mod cli;
 pub mod config;
 pub mod daemon;
 mod disk;

@@ -18,7 +18,7 @@ use goldsync_proto::digest::ImageId;
 use goldsync_proto::limits::{BLOCK, TRUST_BYTES_MAX, TRUST_FILE_MAX, TRUST_FILES_MAX};
 use goldsync_proto::plan::{Plan, Source as From, Step};
 use goldsync_proto::release::{Manifest, ManifestError, ReleaseRef};
-use goldsync_proto::wire::{Account, Answer, Outcome, Phase, Progress, Report, Request, SlotReport};
+use goldsync_proto::wire::{Account, Answer, Outcome, Phase, Progress, Request};
 use tokio_util::sync::CancellationToken;
 
 use crate::boot::{Activation, ActivationError, Holds};
@@ -69,6 +69,9 @@ pub struct Context {
     pub events: Events,
     /// Set when the work shall stop at the next safe place.
     pub stop: CancellationToken,
+    /// Whether somebody asked for this. If nobody did (a schedule, a hint), a release that was rolled back from is left
+    /// alone: see [`rollback`].
+    pub asked: bool,
 }
 
 /// Why a verb failed. The active slot is as it was.
@@ -92,6 +95,16 @@ pub enum UpdateError {
     /// Which slot is active.
     #[error(transparent)]
     Activation(#[from] ActivationError),
+    /// The standby slot holds what ran before.
+    #[error(
+        "slot {slot} holds {release}, which ran before; to go back to it: `goldsync-agent rollback`; for something newer: `goldsync-agent download`"
+    )]
+    Older {
+        /// The standby slot.
+        slot: SlotName,
+        /// What it holds.
+        release: ReleaseRef,
+    },
     /// The release wants a newer agent.
     #[error("release {release} needs goldsync-agent {minimum} or newer, this is {have}; update the agent first")]
     TooOld {
@@ -194,7 +207,8 @@ pub struct Check {
 }
 
 /// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// Nothing: the active slot holds it.
     UpToDate,
@@ -202,6 +216,8 @@ pub enum Verdict {
     Staged,
     /// Download and activate.
     Update,
+    /// Nothing: it was rolled back from on this node, and nobody asked for it since.
+    Held,
 }
 
 impl Context {
@@ -222,31 +238,6 @@ impl Context {
     /// What a slot was proven to hold.
     pub fn proven(&self, slot: SlotName) -> Result<Option<Proven>, UpdateError> {
         Ok(self.journal.slot(slot)?.proven().cloned())
-    }
-
-    /// How this node is: slots and last error. The phase is the caller's to know.
-    pub fn report(&self) -> Result<Report, UpdateError> {
-        let active = self.activation.active()?;
-        let slot = |name: SlotName| -> Result<Option<SlotReport>, UpdateError> {
-            let proven = self.proven(name)?;
-            let Ok(word) = name.as_str().parse() else { return Ok(None) };
-            let (image, release) = (proven.as_ref().map(|proven| proven.image), proven.map(|proven| proven.release));
-            Ok(Some(SlotReport { slot: word, image, release }))
-        };
-        let running = active.map(|name| self.proven(name)).transpose()?.flatten();
-        let drift = self.journal.drift()?.filter(|drift| Some(drift.image) == running.as_ref().map(|r| r.image));
-        let error = match self.journal.last()?.map(|last| last.outcome) {
-            Some(Outcome::Failed { error }) => Some(error),
-            _ => None,
-        };
-        Ok(Report {
-            active: active.map(slot).transpose()?.flatten(),
-            standby: slot(self.standby()?)?,
-            phase: Phase::Idle,
-            progress: None,
-            error,
-            drifted: drift.map(|drift| drift.drifted),
-        })
     }
 }
 
@@ -311,8 +302,14 @@ async fn judge(ctx: &mut Context, target: Manifest) -> Result<Check, UpdateError
     let running = active.map(|slot| ctx.proven(slot)).transpose()?.flatten();
     let standby = ctx.proven(ctx.standby()?)?;
     let holds = |proven: &Option<Proven>| proven.as_ref().is_some_and(|proven| proven.image == target.image);
+    let held = !ctx.asked && ctx.journal.hold()?.is_some_and(|hold| hold.image == target.image);
     let verdict = if holds(&running) {
         Verdict::UpToDate
+    } else if held {
+        let note =
+            format!("{} was rolled back from on this node; `goldsync-agent sync` goes there again", target.release);
+        ctx.tell(Event::Note(note));
+        Verdict::Held
     } else if holds(&standby) {
         Verdict::Staged
     } else {
@@ -343,10 +340,26 @@ pub async fn download(ctx: &mut Context) -> Result<(Check, Option<Account>), Upd
     let _lock = ctx.journal.lock()?;
     let begun = Begun::now(ctx);
     let check = check(ctx).await?;
+    stage_if_needed(ctx, check, &begun).await
+}
+
+/// The same for a signed release that is named, whatever the channel points at.
+pub async fn install(ctx: &mut Context, release: &ReleaseRef) -> Result<(Check, Option<Account>), UpdateError> {
+    let _lock = ctx.journal.lock()?;
+    let begun = Begun::now(ctx);
+    ctx.tell(Event::Phase(Phase::Check));
+    refresh(ctx).await?;
+    let target = manifest(ctx, release).await?;
+    let check = judge(ctx, target).await?;
+    stage_if_needed(ctx, check, &begun).await
+}
+
+async fn stage_if_needed(ctx: &Context, check: Check, begun: &Begun) -> Result<(Check, Option<Account>), UpdateError> {
     let account = match check.verdict {
-        Verdict::UpToDate | Verdict::Staged => None,
-        Verdict::Update => stage(ctx, &check.target, &begun).await?,
+        Verdict::UpToDate | Verdict::Staged | Verdict::Held => None,
+        Verdict::Update => stage(ctx, &check.target, begun).await?,
     };
+    ctx.tell(Event::Phase(Phase::Idle));
     Ok((check, account))
 }
 
@@ -356,7 +369,7 @@ pub async fn sync(ctx: &mut Context) -> Result<Outcome, UpdateError> {
     let begun = Begun::now(ctx);
     let check = check(ctx).await?;
     let account = match check.verdict {
-        Verdict::UpToDate => {
+        Verdict::UpToDate | Verdict::Held => {
             ctx.tell(Event::Phase(Phase::Idle));
             return Ok(Outcome::UpToDate);
         }
@@ -372,26 +385,34 @@ pub async fn sync(ctx: &mut Context) -> Result<Outcome, UpdateError> {
         return Ok(Outcome::UpToDate);
     };
     swap(ctx, ctx.standby()?)?;
+    ctx.journal.clear_hold()?;
     Ok(Outcome::Updated { account: begun.finish(ctx, account) })
 }
 
-/// Makes the proven standby slot the active one.
+/// Makes the proven standby slot the active one, if it was proven after what runs.
 pub async fn activate(ctx: &mut Context) -> Result<Proven, UpdateError> {
     let _lock = ctx.journal.lock()?;
     let slot = ctx.standby()?;
-    if ctx.proven(slot)?.is_none() {
-        return Err(UpdateError::NothingStaged { slot });
+    let proven = ctx.proven(slot)?.ok_or(UpdateError::NothingStaged { slot })?;
+    if !newer(ctx, &proven)? {
+        return Err(UpdateError::Older { slot, release: proven.release });
     }
     prove_again(ctx, slot).await?;
-    swap(ctx, slot)
+    let proven = swap(ctx, slot)?;
+    ctx.journal.clear_hold()?;
+    Ok(proven)
 }
 
-/// Goes back to the slot that was active before.
+/// Goes back to the slot that was active before. The channel still points at the release that is left: a daemon does not
+/// go there again until the channel moves on, or somebody says `activate`, `sync` or orders a fleet sync.
 pub async fn rollback(ctx: &mut Context) -> Result<Proven, UpdateError> {
     let _lock = ctx.journal.lock()?;
     let active = ctx.activation.active()?.ok_or(UpdateError::NoActive)?;
     let slot = active.other();
     let holds = match ctx.journal.slot(slot)? {
+        SlotRecord::Proven(proven) if newer(ctx, &proven)? => {
+            Some("a release that has not run yet; `activate` goes on to it")
+        }
         SlotRecord::Proven(_) => None,
         SlotRecord::Staging(_) => Some("an image that is being staged"),
         SlotRecord::Empty => Some("nothing that was proven"),
@@ -400,7 +421,18 @@ pub async fn rollback(ctx: &mut Context) -> Result<Proven, UpdateError> {
         return Err(UpdateError::NoWayBack { slot, holds });
     }
     prove_again(ctx, slot).await?;
+    if let Some(left) = ctx.proven(active)? {
+        // Before the swap: power lost in between costs one `sync`; the other way round, a daemon would undo the rollback.
+        ctx.journal.set_hold(left.image, &left.release)?;
+    }
     swap(ctx, slot)
+}
+
+/// Whether what the standby slot holds was proven after what the active slot holds. An active slot without a record came
+/// with the machine and is older than anything proven here.
+fn newer(ctx: &Context, standby: &Proven) -> Result<bool, UpdateError> {
+    let running = ctx.activation.active()?.map(|slot| ctx.proven(slot)).transpose()?.flatten();
+    Ok(running.is_none_or(|running| standby.at > running.at))
 }
 
 pub(crate) fn swap(ctx: &Context, slot: SlotName) -> Result<Proven, UpdateError> {
