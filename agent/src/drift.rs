@@ -59,7 +59,7 @@ pub async fn verify(ctx: &mut Context) -> Result<DriftReport, UpdateError> {
 
 /// Replaces a drifted active slot by a whole copy of the same release.
 pub async fn repair(ctx: &mut Context) -> Result<Outcome, UpdateError> {
-    let _lock = ctx.journal.lock()?;
+    let lock = ctx.journal.lock()?;
     let report = verify(ctx).await?;
     if report.drifted == 0 && report.found == report.image {
         return Ok(Outcome::UpToDate);
@@ -67,7 +67,7 @@ pub async fn repair(ctx: &mut Context) -> Result<Outcome, UpdateError> {
     update::refresh(ctx).await?;
     let manifest = update::manifest(ctx, &report.release).await?;
     let account = update::stage_repair(ctx, &manifest).await?;
-    update::swap(ctx, report.slot.other())?;
+    update::swap(ctx, &lock)?;
     ctx.journal.set_drift(report.image, 0)?;
     Ok(Outcome::Updated { account })
 }

@@ -1,9 +1,9 @@
-//! The flow of one update, and its verbs: check, download, activate, rollback, sync.
+//! The flow of one update, and its verbs: check, download, sync. (`activate` and `rollback` are in [`crate::swap`].)
 //!
 //! ```text
 //! check ─▶ plan ─▶ fetch + stage ─▶ verify ─▶ (proven) ─▶ swap
-//!   │ nothing new                                 │ later: `activate`
-//!   └▶ up to date                                 └▶ `rollback` is the same swap, back
+//!   │ nothing new                                 │
+//!   └▶ up to date                                 └▶ later, by `activate`
 //! ```
 //! Each verb that changes anything holds the state folder's lock from its first look to its last write. Whatever fails, and
 //! wherever, the active slot is as it was: it is written by nobody, and the swap comes after the proof. What was staged stays,
@@ -21,15 +21,16 @@ use goldsync_proto::release::{Manifest, ManifestError, ReleaseRef};
 use goldsync_proto::wire::{Account, Answer, Outcome, Phase, Progress, Request};
 use tokio_util::sync::CancellationToken;
 
-use crate::boot::{Activation, ActivationError, Holds};
+use crate::boot::{Activation, ActivationError};
 use crate::config::Config;
 use crate::fetch;
 use crate::job::{Base, Job, JobError};
-use crate::journal::{Journal, JournalError, Proven, SlotRecord};
+use crate::journal::{Journal, JournalError, Proven, RunLock};
 use crate::link::{Link, LinkError, Wire};
 use crate::plan;
 use crate::slot::{SlotError, SlotName, Source, Standby, Wanted};
 use crate::stage::{Stage, StageError};
+use crate::swap::{Swap, SwapError};
 use crate::trust::{Trust, TrustError};
 use crate::verify;
 
@@ -70,7 +71,7 @@ pub struct Context {
     /// Set when the work shall stop at the next safe place.
     pub stop: CancellationToken,
     /// Whether somebody asked for this. If nobody did (a schedule, a hint), a release that was rolled back from is left
-    /// alone: see [`rollback`].
+    /// alone: see [`crate::swap`].
     pub asked: bool,
 }
 
@@ -95,16 +96,6 @@ pub enum UpdateError {
     /// Which slot is active.
     #[error(transparent)]
     Activation(#[from] ActivationError),
-    /// The standby slot holds what ran before.
-    #[error(
-        "slot {slot} holds {release}, which ran before; to go back to it: `goldsync-agent rollback`; for something newer: `goldsync-agent download`"
-    )]
-    Older {
-        /// The standby slot.
-        slot: SlotName,
-        /// What it holds.
-        release: ReleaseRef,
-    },
     /// The release wants a newer agent.
     #[error("release {release} needs goldsync-agent {minimum} or newer, this is {have}; update the agent first")]
     TooOld {
@@ -121,20 +112,9 @@ pub enum UpdateError {
         /// Which.
         channel: goldsync_proto::release::Word,
     },
-    /// Nothing to activate.
-    #[error("slot {slot} holds nothing that was proven; `goldsync-agent download` first")]
-    NothingStaged {
-        /// The standby slot.
-        slot: SlotName,
-    },
-    /// Nothing to go back to.
-    #[error("there is no other proven slot to go back to: slot {slot} holds {holds}")]
-    NoWayBack {
-        /// The standby slot.
-        slot: SlotName,
-        /// What is known of it.
-        holds: &'static str,
-    },
+    /// The swap.
+    #[error(transparent)]
+    Swap(#[from] SwapError),
     /// No slot is active.
     #[error("no slot is active yet; `goldsync-agent sync` installs one")]
     NoActive,
@@ -143,18 +123,6 @@ pub enum UpdateError {
     Unclaimed {
         /// The active slot.
         slot: SlotName,
-    },
-    /// The slot is no longer what was proven.
-    #[error(
-        "slot {slot} was proven to be {expected} but now reads as {got}; it is not activated; `goldsync-agent download` stages it anew"
-    )]
-    Rotten {
-        /// Which slot.
-        slot: SlotName,
-        /// As proven.
-        expected: ImageId,
-        /// As read.
-        got: ImageId,
     },
     /// A verb that needs the server was called without one.
     #[error("this needs the server, and there is no connection")]
@@ -183,10 +151,11 @@ impl UpdateError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Job(JobError::Link(_)) | Self::NoLink => 4,
-            Self::Job(JobError::Stage(_)) => 5,
-            Self::Job(JobError::Proof { .. }) | Self::Rotten { .. } => 7,
+            Self::Job(JobError::Stage(_)) | Self::Swap(SwapError::Slot(_)) => 5,
+            Self::Job(JobError::Proof { .. }) | Self::Swap(SwapError::Unproven { .. }) => 7,
             Self::Job(JobError::Journal(JournalError::Busy { .. })) => 75,
-            Self::Job(JobError::Stopped) => 130,
+            Self::Job(JobError::Journal(_)) | Self::Swap(SwapError::Journal(_)) => 5,
+            Self::Job(JobError::Stopped) | Self::Swap(SwapError::Stopped) => 130,
             Self::Trust(_) | Self::Manifest { .. } | Self::TooOld { .. } => 3,
             _ => 1,
         }
@@ -306,9 +275,8 @@ async fn judge(ctx: &mut Context, target: Manifest) -> Result<Check, UpdateError
     let verdict = if holds(&running) {
         Verdict::UpToDate
     } else if held {
-        let note =
-            format!("{} was rolled back from on this node; `goldsync-agent sync` goes there again", target.release);
-        ctx.tell(Event::Note(note));
+        let release = &target.release;
+        ctx.tell(Event::Note(format!("{release} was rolled back from; `goldsync-agent sync` goes there again")));
         Verdict::Held
     } else if holds(&standby) {
         Verdict::Staged
@@ -340,7 +308,8 @@ pub async fn download(ctx: &mut Context) -> Result<(Check, Option<Account>), Upd
     let _lock = ctx.journal.lock()?;
     let begun = Begun::now(ctx);
     let check = check(ctx).await?;
-    stage_if_needed(ctx, check, &begun).await
+    let account = stage_if_needed(ctx, &check, &begun).await?;
+    Ok((check, account))
 }
 
 /// The same for a signed release that is named, whatever the channel points at.
@@ -351,109 +320,61 @@ pub async fn install(ctx: &mut Context, release: &ReleaseRef) -> Result<(Check, 
     refresh(ctx).await?;
     let target = manifest(ctx, release).await?;
     let check = judge(ctx, target).await?;
-    stage_if_needed(ctx, check, &begun).await
+    let account = stage_if_needed(ctx, &check, &begun).await?;
+    Ok((check, account))
 }
 
-async fn stage_if_needed(ctx: &Context, check: Check, begun: &Begun) -> Result<(Check, Option<Account>), UpdateError> {
+async fn stage_if_needed(ctx: &Context, check: &Check, begun: &Begun) -> Result<Option<Account>, UpdateError> {
     let account = match check.verdict {
         Verdict::UpToDate | Verdict::Staged | Verdict::Held => None,
         Verdict::Update => stage(ctx, &check.target, begun).await?,
     };
     ctx.tell(Event::Phase(Phase::Idle));
-    Ok((check, account))
+    Ok(account)
 }
 
 /// Check, download, activate: the whole chain. Does nothing if the channel's release runs already.
 pub async fn sync(ctx: &mut Context) -> Result<Outcome, UpdateError> {
-    let _lock = ctx.journal.lock()?;
+    let lock = ctx.journal.lock()?;
     let begun = Begun::now(ctx);
     let check = check(ctx).await?;
-    let account = match check.verdict {
-        Verdict::UpToDate | Verdict::Held => {
-            ctx.tell(Event::Phase(Phase::Idle));
-            return Ok(Outcome::UpToDate);
-        }
-        // Proven by an earlier run: the account says what this run cost.
-        Verdict::Staged => {
-            prove_again(ctx, ctx.standby()?).await?;
-            Some(begun.account(ctx, "staged", None))
-        }
-        Verdict::Update => stage(ctx, &check.target, &begun).await?,
+    let staged = match check.verdict {
+        Verdict::UpToDate | Verdict::Held => None,
+        Verdict::Staged if still_proven(ctx, ctx.standby()?).await? => Some(begun.account(ctx, "staged", None)),
+        Verdict::Staged | Verdict::Update => stage(ctx, &check.target, &begun).await?,
     };
-    let Some(account) = account else {
+    let Some(account) = staged else {
         ctx.tell(Event::Phase(Phase::Idle));
         return Ok(Outcome::UpToDate);
     };
-    swap(ctx, ctx.standby()?)?;
-    ctx.journal.clear_hold()?;
+    swap(ctx, &lock)?;
     Ok(Outcome::Updated { account: begun.finish(ctx, account) })
 }
 
-/// Makes the proven standby slot the active one, if it was proven after what runs.
-pub async fn activate(ctx: &mut Context) -> Result<Proven, UpdateError> {
-    let _lock = ctx.journal.lock()?;
-    let slot = ctx.standby()?;
-    let proven = ctx.proven(slot)?.ok_or(UpdateError::NothingStaged { slot })?;
-    if !newer(ctx, &proven)? {
-        return Err(UpdateError::Older { slot, release: proven.release });
-    }
-    prove_again(ctx, slot).await?;
-    let proven = swap(ctx, slot)?;
-    ctx.journal.clear_hold()?;
-    Ok(proven)
-}
-
-/// Goes back to the slot that was active before. The channel still points at the release that is left: a daemon does not
-/// go there again until the channel moves on, or somebody says `activate`, `sync` or orders a fleet sync.
-pub async fn rollback(ctx: &mut Context) -> Result<Proven, UpdateError> {
-    let _lock = ctx.journal.lock()?;
-    let active = ctx.activation.active()?.ok_or(UpdateError::NoActive)?;
-    let slot = active.other();
-    let holds = match ctx.journal.slot(slot)? {
-        SlotRecord::Proven(proven) if newer(ctx, &proven)? => {
-            Some("a release that has not run yet; `activate` goes on to it")
-        }
-        SlotRecord::Proven(_) => None,
-        SlotRecord::Staging(_) => Some("an image that is being staged"),
-        SlotRecord::Empty => Some("nothing that was proven"),
-    };
-    if let Some(holds) = holds {
-        return Err(UpdateError::NoWayBack { slot, holds });
-    }
-    prove_again(ctx, slot).await?;
-    if let Some(left) = ctx.proven(active)? {
-        // Before the swap: power lost in between costs one `sync`; the other way round, a daemon would undo the rollback.
-        ctx.journal.set_hold(left.image, &left.release)?;
-    }
-    swap(ctx, slot)
-}
-
-/// Whether what the standby slot holds was proven after what the active slot holds. An active slot without a record came
-/// with the machine and is older than anything proven here.
-fn newer(ctx: &Context, standby: &Proven) -> Result<bool, UpdateError> {
-    let running = ctx.activation.active()?.map(|slot| ctx.proven(slot)).transpose()?.flatten();
-    Ok(running.is_none_or(|running| standby.at > running.at))
-}
-
-pub(crate) fn swap(ctx: &Context, slot: SlotName) -> Result<Proven, UpdateError> {
+/// Makes the standby slot, just proven, the active one.
+pub(crate) fn swap(ctx: &Context, lock: &RunLock) -> Result<(), UpdateError> {
     ctx.tell(Event::Phase(Phase::Swap));
-    let proven = ctx.proven(slot)?.ok_or(UpdateError::NothingStaged { slot })?;
-    ctx.activation.activate(slot, &Holds { image: proven.image, release: proven.release.clone() })?;
+    let (slots, journal, activation) = (&ctx.config.slots, &ctx.journal, ctx.activation.as_ref());
+    Swap { slots, journal, activation, lock }.to_standby()?;
     ctx.tell(Event::Phase(Phase::Idle));
-    Ok(proven)
+    Ok(())
 }
 
-/// Reads a slot that was proven in an earlier run once more: disks rot, and what is activated must be golden now.
-async fn prove_again(ctx: &Context, slot: SlotName) -> Result<(), UpdateError> {
+/// Reads a slot that was proven in an earlier run once more: disks rot, and what is activated must be golden now. A record
+/// that is no longer true is cleared.
+async fn still_proven(ctx: &Context, slot: SlotName) -> Result<bool, UpdateError> {
     ctx.tell(Event::Phase(Phase::Verify));
-    let proven = ctx.proven(slot)?.ok_or(UpdateError::NothingStaged { slot })?;
+    let Some(proven) = ctx.proven(slot)? else { return Ok(false) };
     let source = Source::open(slot, ctx.config.slots.path(slot))?;
-    let got = hash_slot(ctx, source, proven.size).await?;
-    if got == Some(proven.image) {
-        return Ok(());
+    if hash_slot(ctx, source, proven.size).await? == Some(proven.image) {
+        return Ok(true);
     }
+    ctx.tell(Event::Note(format!(
+        "slot {slot} was proven to hold {} and no longer does; staging it anew",
+        proven.release
+    )));
     ctx.journal.set_empty(slot)?;
-    Err(UpdateError::Rotten { slot, expected: proven.image, got: got.unwrap_or(ImageId::of(b"")) })
+    Ok(false)
 }
 
 /// The image id of a slot's first `size` bytes; `None` if it has fewer.

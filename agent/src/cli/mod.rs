@@ -13,7 +13,6 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::Where;
 use crate::daemon;
-use crate::update;
 
 mod args;
 mod failure;
@@ -78,8 +77,8 @@ async fn online(verb: Verb, place: &Where, ui: &Ui) -> Result<(), Failure> {
         Verb::Check => work.check().await,
         Verb::Download => work.download(None).await,
         Verb::Install { release } => work.download(release).await,
-        Verb::Activate => work.swap("activate", update::activate).await,
-        Verb::Rollback => work.swap("rollback", update::rollback).await,
+        Verb::Activate => work.activate().await,
+        Verb::Rollback => work.rollback().await,
         Verb::Sync => work.sync().await,
         Verb::Verify => work.verify().await,
         Verb::Repair => work.repair().await,

@@ -8,23 +8,24 @@ use std::time::Duration;
 use clap::CommandFactory;
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::release::ReleaseRef;
-use goldsync_proto::wire::{Account, Hello, Outcome};
+use goldsync_proto::wire::{Account, Hello, Outcome, Phase, Progress};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::args::{Args, Enrol};
 use super::failure::{DRIFT, Failure};
 use super::ui::{self, Ui};
+use crate::boot;
 use crate::config::{Config, Where};
 use crate::daemon::remember;
 use crate::drift;
 use crate::enrol::enrol;
-use crate::journal::Proven;
 use crate::link::Link;
 use crate::node::Node;
 use crate::slot::SlotName;
 use crate::status::{self, Status};
-use crate::update::{self, Check, Context, UpdateError, Verdict};
+use crate::swap::{Swap, SwapError, Swapped};
+use crate::update::{self, Check, Context, Event, UpdateError, Verdict};
 
 /// How long a server may take to note how a one-shot verb left this node.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -53,12 +54,7 @@ struct Checked {
     account: Option<Account>,
 }
 
-#[derive(Serialize)]
-struct Swapped {
-    active: Option<SlotName>,
-    release: ReleaseRef,
-    image: ImageId,
-}
+type Step = fn(&Swap<'_>, &dyn Fn(Progress), &CancellationToken) -> Result<Swapped, SwapError>;
 
 #[derive(Serialize)]
 struct Synced {
@@ -114,22 +110,34 @@ impl Work {
         Ok(())
     }
 
-    /// `activate`, `rollback`: `verb` names it in the record.
-    pub async fn swap<F>(&self, verb: &str, step: F) -> Result<(), Failure>
-    where
-        F: AsyncFnOnce(&mut Context) -> Result<Proven, UpdateError>,
-    {
-        let mut ctx = self.node.context(None, self.ui.events(), self.stop.clone())?;
-        let proven = step(&mut ctx).await?;
-        // A daemon beside us watches this record, and tells the server.
-        let account = Account { path: verb.to_owned(), ..Account::default() };
-        remember(&self.node, &Outcome::Updated { account })?;
-        let active = ctx.activation.active()?;
-        let Proven { release, image, .. } = proven;
-        let swapped = Swapped { active, release, image };
+    /// `activate`
+    pub async fn activate(&self) -> Result<(), Failure> {
+        self.swap("activate", |swap, progress, stop| swap.activate(progress, stop)).await
+    }
+
+    /// `rollback`
+    pub async fn rollback(&self) -> Result<(), Failure> {
+        self.swap("rollback", |swap, progress, stop| swap.rollback(progress, stop)).await
+    }
+
+    /// `verb` names the step in the record.
+    async fn swap(&self, verb: &'static str, step: Step) -> Result<(), Failure> {
+        let (node, events, stop) = (self.node.clone(), self.ui.events(), self.stop.clone());
+        let swapped = tokio::task::spawn_blocking(move || {
+            let lock = node.journal.lock()?;
+            let activation = boot::open(&node.config);
+            let (slots, journal, activation) = (&node.config.slots, &node.journal, activation.as_ref());
+            events(Event::Phase(Phase::Verify));
+            let progress = |progress| events(Event::Progress(progress));
+            let swapped = step(&Swap { slots, journal, activation, lock: &lock }, &progress, &stop)?;
+            // A daemon beside us watches this record, and tells the server.
+            let account = Account { path: verb.to_owned(), ..Account::default() };
+            remember(&node, &Outcome::Updated { account })?;
+            Ok::<_, Failure>(swapped)
+        });
+        let swapped = swapped.await.map_err(|error| Failure::new(1, error))??;
         self.ui.result(&swapped, || {
-            let slot = active.map_or("?", SlotName::as_str);
-            format!("{} is active now, in slot {slot}\n  image     {}", swapped.release, swapped.image)
+            format!("{} is active now, in slot {}\n  image     {}", swapped.release, swapped.to, swapped.image)
         });
         Ok(())
     }
