@@ -8,7 +8,6 @@ use crate::journal::JournalError;
 use crate::link::LinkError;
 use crate::node::NodeError;
 use crate::status::ReportError;
-use crate::swap::SwapError;
 use crate::trust::TrustError;
 use crate::update::UpdateError;
 
@@ -102,12 +101,6 @@ impl From<EnrolError> for Failure {
 impl From<UpdateError> for Failure {
     fn from(error: UpdateError) -> Self {
         Self::new(error.exit_code(), error)
-    }
-}
-
-impl From<SwapError> for Failure {
-    fn from(error: SwapError) -> Self {
-        UpdateError::from(error).into()
     }
 }
 

@@ -8,24 +8,23 @@ use std::time::Duration;
 use clap::CommandFactory;
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::release::ReleaseRef;
-use goldsync_proto::wire::{Account, Hello, Outcome, Phase, Progress};
+use goldsync_proto::wire::{Account, Hello, Outcome};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::args::{Args, Enrol};
 use super::failure::{DRIFT, Failure};
 use super::ui::{self, Ui};
-use crate::boot;
 use crate::config::{Config, Where};
 use crate::daemon::remember;
 use crate::drift;
 use crate::enrol::enrol;
+use crate::journal::Proven;
 use crate::link::Link;
 use crate::node::Node;
 use crate::slot::SlotName;
 use crate::status::{self, Status};
-use crate::swap::{Swap, SwapError, Swapped};
-use crate::update::{self, Check, Context, Event, UpdateError, Verdict};
+use crate::update::{self, Check, Context, UpdateError, Verdict};
 
 /// How long a server may take to note how a one-shot verb left this node.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -54,7 +53,12 @@ struct Checked {
     account: Option<Account>,
 }
 
-type Step = fn(&Swap<'_>, &dyn Fn(Progress), &CancellationToken) -> Result<Swapped, SwapError>;
+#[derive(Serialize)]
+struct Swapped {
+    active: Option<SlotName>,
+    release: ReleaseRef,
+    image: ImageId,
+}
 
 #[derive(Serialize)]
 struct Synced {
@@ -112,32 +116,28 @@ impl Work {
 
     /// `activate`
     pub async fn activate(&self) -> Result<(), Failure> {
-        self.swap("activate", |swap, progress, stop| swap.activate(progress, stop)).await
+        let mut ctx = self.node.context(None, self.ui.events(), self.stop.clone())?;
+        let proven = update::activate(&mut ctx).await?;
+        self.swapped("activate", &ctx, proven)
     }
 
     /// `rollback`
     pub async fn rollback(&self) -> Result<(), Failure> {
-        self.swap("rollback", |swap, progress, stop| swap.rollback(progress, stop)).await
+        let mut ctx = self.node.context(None, self.ui.events(), self.stop.clone())?;
+        let proven = update::rollback(&mut ctx).await?;
+        self.swapped("rollback", &ctx, proven)
     }
 
-    /// `verb` names the step in the record.
-    async fn swap(&self, verb: &'static str, step: Step) -> Result<(), Failure> {
-        let (node, events, stop) = (self.node.clone(), self.ui.events(), self.stop.clone());
-        let swapped = tokio::task::spawn_blocking(move || {
-            let lock = node.journal.lock()?;
-            let activation = boot::open(&node.config);
-            let (slots, journal, activation) = (&node.config.slots, &node.journal, activation.as_ref());
-            events(Event::Phase(Phase::Verify));
-            let progress = |progress| events(Event::Progress(progress));
-            let swapped = step(&Swap { slots, journal, activation, lock: &lock }, &progress, &stop)?;
-            // A daemon beside us watches this record, and tells the server.
-            let account = Account { path: verb.to_owned(), ..Account::default() };
-            remember(&node, &Outcome::Updated { account })?;
-            Ok::<_, Failure>(swapped)
-        });
-        let swapped = swapped.await.map_err(|error| Failure::new(1, error))??;
+    /// The end of both. `verb` names the step in the record, which a daemon beside us watches: it tells the server.
+    fn swapped(&self, verb: &str, ctx: &Context, proven: Proven) -> Result<(), Failure> {
+        let account = Account { path: verb.to_owned(), ..Account::default() };
+        remember(&self.node, &Outcome::Updated { account })?;
+        let active = ctx.activation.active()?;
+        let Proven { release, image, .. } = proven;
+        let swapped = Swapped { active, release, image };
         self.ui.result(&swapped, || {
-            format!("{} is active now, in slot {}\n  image     {}", swapped.release, swapped.to, swapped.image)
+            let slot = active.map_or("?", SlotName::as_str);
+            format!("{} is active now, in slot {slot}\n  image     {}", swapped.release, swapped.image)
         });
         Ok(())
     }
