@@ -13,7 +13,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use goldsync_proto::block::{Geometry, byte_of};
 use goldsync_proto::limits::{BLOCK, REGION};
@@ -226,16 +226,6 @@ impl Line {
         drop(state);
         self.moved.notify_all();
         signed.map(Some)
-    }
-}
-
-/// Tells the hashing threads to stop when the verb that waits for them is given up.
-#[derive(Debug, Default)]
-pub struct StopOnDrop(pub Arc<AtomicBool>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 

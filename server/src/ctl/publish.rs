@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use chrono::Utc;
@@ -17,7 +18,7 @@ use goldsync_proto::signature::Signature;
 use serde::Serialize;
 
 use super::fail::{Code, Failure, Outcome};
-use super::image::{Image, StopOnDrop};
+use super::image::Image;
 use super::progress::{Manner, Stage};
 use super::{Desk, screen, show, sign, upload};
 use crate::api::types;
@@ -98,15 +99,32 @@ pub async fn run(desk: &Desk, args: &cli::Publish) -> Outcome {
 }
 
 async fn hash(manner: Manner, image: &Arc<Image>) -> Outcome<Signature> {
-    let stop = StopOnDrop::default();
-    let (image, flag) = (image.clone(), stop.0.clone());
-    let hashing = tokio::task::spawn_blocking(move || {
-        let stage = Stage::begin(manner, "hash", image.geometry().size());
-        let signature = image.sign(&stage, &flag)?;
-        stage.end();
+    let stage = Stage::begin(manner, "hash", image.geometry().size());
+    let hashing = Arc::new(Hashing { stage, stop: AtomicBool::new(false) });
+    let _given_up = GivenUp(hashing.clone());
+    let image = image.clone();
+    let work = tokio::task::spawn_blocking(move || {
+        let signature = image.sign(&hashing.stage, &hashing.stop)?;
+        hashing.stage.end();
         Ok(signature)
     });
-    hashing.await.map_err(|error| Failure::new(Code::Failed, format!("the hashing broke off: {error}")))?
+    work.await.map_err(|error| Failure::new(Code::Failed, format!("the hashing broke off: {error}")))?
+}
+
+/// What the hashing threads and the verb that waits for them share.
+struct Hashing {
+    stage: Stage,
+    stop: AtomicBool,
+}
+
+/// Ends the hashing, and takes its bar away, when nobody waits for it any more.
+struct GivenUp(Arc<Hashing>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Ordering::Relaxed);
+        self.0.stage.clear();
+    }
 }
 
 /// A name and version stand for the same bytes for ever.
