@@ -11,6 +11,7 @@ use goldsync_proto::wire::{Account, Outcome};
 use crate::images::{self, Pair};
 use crate::node::{self, Node};
 use crate::programs::{Programs, Run};
+use crate::scene::outcome;
 use crate::server::Server;
 
 mod print;
@@ -142,7 +143,10 @@ impl Fleet {
         let number = |key: &str| published[key].as_u64().unwrap_or_default();
         step.note(&format!(
             "hashed {}; sent the {} blocks that the server lacked as {}; the store grew by {}",
-            bytes(number("size")), blocks(number("blocks_sent")), bytes(number("bytes_sent")), bytes(number("stored"))
+            bytes(number("size")),
+            blocks(number("blocks_sent")),
+            bytes(number("bytes_sent")),
+            bytes(number("stored"))
         ));
         self.server.promote(&format!("demo:{version}"), CHANNEL)?;
         step.end();
@@ -233,8 +237,14 @@ impl Fleet {
         self.must_run(&self.nodes[at], golden)?;
         println!(
             "    {:<5} {:<9} received {:>10} ({:>5} of the image), sent {:>9}, wrote {:>7} blocks, skipped {:>7}, {:>6.2} s",
-            self.nodes[at].name(), account.path, bytes(account.received), part(account.received, self.golden.new_size),
-            bytes(account.sent), blocks(account.written), blocks(account.skipped), account.elapsed_ms as f64 / 1000.0
+            self.nodes[at].name(),
+            account.path,
+            bytes(account.received),
+            part(account.received, self.golden.new_size),
+            bytes(account.sent),
+            blocks(account.written),
+            blocks(account.skipped),
+            account.elapsed_ms as f64 / 1000.0
         );
         self.sums.push((what.to_owned(), account));
         Ok(())
@@ -256,7 +266,9 @@ impl Fleet {
                 let role = if active.as_deref() == Some(slot) { "active" } else { "standby" };
                 println!(
                     "  {:<5} {slot} {role:<8} {:<64}  {}",
-                    node.name(), hash(found.as_deref()), self.golden.name(found.as_deref())
+                    node.name(),
+                    hash(found.as_deref()),
+                    self.golden.name(found.as_deref())
                 );
             }
         }
@@ -265,8 +277,4 @@ impl Fleet {
         print::indented(&status.stdout);
         Ok(())
     }
-}
-
-fn outcome(run: &Run) -> Result<Outcome> {
-    serde_json::from_value(run.json()?).with_context(|| format!("{} printed {}", run.line, run.stdout))
 }
