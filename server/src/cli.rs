@@ -147,11 +147,10 @@ server on the same folder end it at once with the reason.
 
 Stop it with Ctrl-C or SIGTERM: connections are closed cleanly and running publishes can be continued.")]
 pub struct Serve {
-    /// The server's data folder, made by `goldsync init` [default: as the configuration says].
+    /// The server's data folder, made by `goldsync init` [default: as --config says, else /var/lib/goldsync-server].
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub data: Option<PathBuf>,
-    /// The configuration [default: server.toml in the folder given by --data, else /etc/goldsync/server.toml, else
-    /// /var/lib/goldsync-server/server.toml].
+    /// The configuration [default: server.toml in the data folder].
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
 }

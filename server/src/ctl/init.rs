@@ -14,8 +14,11 @@ use crate::init::{InitError, InitOptions, InitReport, create};
 pub async fn run(args: &Init, folder: Option<PathBuf>) -> Outcome {
     for (option, address) in [("--listen", args.listen), ("--api", args.api)] {
         if address.port() == 0 {
-            return Err(Failure::new(Code::Usage, format!("{option} {address}: port 0 is no port that others can find"))
-                .remedy("choose one, for example 7400 for nodes and 7401 for operators"));
+            return Err(Failure::new(
+                Code::Usage,
+                format!("{option} {address}: port 0 is no port that others can find"),
+            )
+            .remedy("choose one, for example 7400 for nodes and 7401 for operators"));
         }
     }
     let asked = folder.is_some();
@@ -60,12 +63,16 @@ made a server and its first operator, {name}
   root       {root}
 
 take these keys off-line now: copy them to a medium that you lock away, then delete them here
-  {root_key}    replaces every other key; needed when one is lost, and once a year
-  {targets_key}    says which key may sign what
+  {root_key}
+      replaces every other key; needed when one is lost, and once a year
+  {targets_key}
+      says which key may sign what
 
-leave these with the people who use them, and nobody else
-  releases.pem    publishes
-  {channel_keys}    promote, one channel each
+leave these in keys/ with the people who use them, and with nobody else
+  releases.pem
+      publishes
+  {channel_keys}
+      promote, one channel each
 
 next
   goldsync serve --data {data_quoted}
@@ -122,9 +129,9 @@ mod tests {
         };
         let text = account(&report, true);
         for words in [
-            "  /home/ann/op/keys/root.pem    replaces",
-            "  /home/ann/op/keys/targets.pem    says",
-            "  channel-dev.pem, channel-production.pem    promote",
+            "  /home/ann/op/keys/root.pem\n      replaces",
+            "  /home/ann/op/keys/targets.pem\n      says",
+            "  channel-dev.pem, channel-production.pem\n      promote",
             "  goldsync serve --data '/srv/gold data'\n",
         ] {
             assert!(text.contains(words), "{words}: {text}");

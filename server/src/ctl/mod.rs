@@ -22,7 +22,6 @@ mod operator;
 mod pages;
 mod progress;
 mod publish;
-mod recognise;
 mod release;
 mod screen;
 mod serve;

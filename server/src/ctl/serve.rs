@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::fail::{Code, Failure, Outcome};
 use crate::cli::Serve;
-use crate::config::{CONFIG_DEFAULT, Config, ConfigError, DATA_DEFAULT};
+use crate::config::{Config, ConfigError, DATA_DEFAULT};
 use crate::daemon::{self, DaemonError};
 use crate::init::CONFIG_FILE;
 
@@ -18,7 +18,7 @@ pub async fn run(args: &Serve) -> Outcome {
 }
 
 fn configuration(args: &Serve) -> Outcome<Config> {
-    let path = config_path(args, Path::new(CONFIG_DEFAULT).exists());
+    let path = config_path(args);
     if args.config.is_none() && !path.exists() {
         let folder = path.parent().unwrap_or(Path::new("."));
         return Err(DaemonError::NoServer(folder.to_owned()).into());
@@ -26,17 +26,16 @@ fn configuration(args: &Serve) -> Outcome<Config> {
     let mut config = Config::load(&path)?;
     // A folder that was moved is where it was said to be, not where its own file remembers it.
     if let Some(data) = &args.data {
-        config.data = std::path::absolute(data)
-            .map_err(|error| Failure::io("cannot find the data folder", data, &error))?;
+        config.data =
+            std::path::absolute(data).map_err(|error| Failure::io("cannot find the data folder", data, &error))?;
     }
     Ok(config)
 }
 
-fn config_path(args: &Serve, in_etc: bool) -> PathBuf {
+fn config_path(args: &Serve) -> PathBuf {
     match (&args.config, &args.data) {
         (Some(config), _) => config.clone(),
         (None, Some(data)) => data.join(CONFIG_FILE),
-        (None, None) if in_etc => CONFIG_DEFAULT.into(),
         (None, None) => Path::new(DATA_DEFAULT).join(CONFIG_FILE),
     }
 }
@@ -55,7 +54,9 @@ impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         let failure = Self::new(Code::Usage, error.to_string());
         match error {
-            ConfigError::Read { .. } => failure.remedy("run `goldsync init` first, or name the right file with --config"),
+            ConfigError::Read { .. } => {
+                failure.remedy("run `goldsync init` first, or name the right file with --config")
+            }
             _ => failure,
         }
     }
@@ -87,13 +88,12 @@ mod tests {
 
     #[test]
     fn the_nearest_configuration_is_taken() {
-        for (args, in_etc, path) in [
-            (serve(None, None), false, "/var/lib/goldsync-server/server.toml"),
-            (serve(None, None), true, "/etc/goldsync/server.toml"),
-            (serve(Some("/srv"), None), true, "/srv/server.toml"),
-            (serve(Some("/srv"), Some("/x.toml")), true, "/x.toml"),
+        for (args, path) in [
+            (serve(None, None), "/var/lib/goldsync-server/server.toml"),
+            (serve(Some("/srv"), None), "/srv/server.toml"),
+            (serve(Some("/srv"), Some("/x.toml")), "/x.toml"),
         ] {
-            assert_eq!(config_path(&args, in_etc), PathBuf::from(path), "{args:?}");
+            assert_eq!(config_path(&args), PathBuf::from(path), "{args:?}");
         }
     }
 

@@ -1,14 +1,16 @@
 //! Tables for people: aligned columns, two spaces apart, no frames.
 //!
 //! On a terminal a table that is too wide gives way in its *soft* columns, the widest first, and what was cut ends in
-//! `…`; a last column that *wraps* goes on below itself. Off a terminal nothing is cut or wrapped, so that a pipe gets
+//! `…`; a last column that *wraps* goes on below itself, or hangs below its row. Off a terminal nothing is cut or wrapped, so that a pipe gets
 //! every word on one line. Cells come from nodes and servers too: control characters are replaced, so that no node's
 //! error text can drive the operator's terminal.
 
 /// The least that a soft column is cut to.
 const SOFT_MIN: usize = 8;
-/// The least that a column is wrapped to.
-const WRAP_MIN: usize = 16;
+/// The least that a column is wrapped to; if there is less room, its text hangs below the row.
+const WRAP_MIN: usize = 40;
+/// How far it hangs in.
+const HANG: usize = 4;
 
 /// How a column behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +71,10 @@ impl Table {
                 Column::Right => line.push_str(&format!("{cell:>width$}")),
                 Column::Left => line.push_str(&format!("{cell:<width$}")),
                 Column::Soft => line.push_str(&format!("{:<width$}", cut(cell, *width))),
+                Column::Wrap if *width < WRAP_MIN && cell.chars().count() > *width => {
+                    let room = (line.chars().count() + width).saturating_sub(HANG).max(WRAP_MIN);
+                    below = wrap(cell, room).iter().map(|part| format!("{:HANG$}{part}", "")).collect();
+                }
                 Column::Wrap => {
                     let indent = " ".repeat(line.chars().count());
                     let mut parts = wrap(cell, *width).into_iter();
@@ -94,7 +100,7 @@ impl Table {
         let mut over = (widths.iter().sum::<usize>() + gaps).saturating_sub(limit);
         for (width, (_, column)) in widths.iter_mut().zip(&self.columns) {
             if *column == Column::Wrap {
-                let narrow = width.saturating_sub(over).max(WRAP_MIN).min(*width);
+                let narrow = width.saturating_sub(over);
                 over -= *width - narrow;
                 *width = narrow;
             }
@@ -207,17 +213,22 @@ database-1  12345  the standby slot is too small by far
     #[test]
     fn a_last_column_that_wraps_goes_on_below_itself() {
         let mut table = Table::new([("WHO", Column::Left), ("DETAIL", Column::Wrap)]);
-        table.row(["ann".into(), "web:2026.11.21 image 0123456789abcdef0123 ok".into()]);
-        let expected = "\
-WHO  DETAIL
-ann  web:2026.11.21
-     image
-     0123456789abcdef
-     0123 ok
-";
-        assert_eq!(table.render(Some(21)), expected);
-        assert_eq!(table.render(Some(5)), expected, "never narrower than {WRAP_MIN}");
-        assert_eq!(table.render(None).lines().count(), 2);
+        let hash = "0123456789abcdef".repeat(3);
+        table.row(["ann".into(), format!("web:2026.11.21 image {hash} ok")]);
+        table.row(["bob".into(), "short".into()]);
+        let beside = format!(
+            "WHO  DETAIL\nann  web:2026.11.21 image\n     {}\n     {} ok\nbob  short\n",
+            &hash[..45],
+            &hash[45..]
+        );
+        assert_eq!(table.render(Some(50)), beside);
+        let hanging = format!(
+            "WHO  DETAIL\nann\n    web:2026.11.21 image\n    {}\n    {} ok\nbob  short\n",
+            &hash[..40],
+            &hash[40..]
+        );
+        assert_eq!(table.render(Some(44)), hanging);
+        assert_eq!(table.render(None).lines().count(), 3);
         assert_eq!(wrap("", 5), [""]);
         assert_eq!(wrap("a  b", 5), ["a  b"]);
     }
