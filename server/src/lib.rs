@@ -4,3 +4,5 @@ pub mod api;
 pub mod golden;
 pub mod packs;
 pub mod store;
+#[cfg(test)]
+pub(crate) mod testing;

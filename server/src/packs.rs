@@ -18,7 +18,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use goldsync_proto::digest::{Digest, ImageId};
 use goldsync_proto::make::{self, Effort};
@@ -27,18 +27,11 @@ use goldsync_proto::release::Section;
 use goldsync_proto::signature::BlockHashes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::Instant;
 
 use crate::store::files::{blocking, list, prepare_folder, temporary, write_durable};
 use crate::store::{Store, StoreError, Whole, cold};
 
 const FORMAT: u32 = 1;
-
-/// How long a request waits for a plan in the making before it is told to come again.
-const WAIT: Duration = Duration::from_secs(2);
-
-/// How long a failure is answered from memory.
-const FAILURE_KEPT: Duration = Duration::from_secs(60);
 
 /// A guess of how many bytes of the target are dealt with in a millisecond.
 const BYTES_PER_MS: u64 = 100_000;
@@ -103,11 +96,16 @@ pub struct PacksOptions {
     pub at_once: usize,
     /// How hard to try.
     pub effort: Effort,
+    /// How long a request waits for a plan in the making before it is told to come again.
+    pub wait: Duration,
+    /// How long a failure is answered from memory.
+    pub failure_kept: Duration,
 }
 
 impl Default for PacksOptions {
     fn default() -> Self {
-        Self { at_once: 1, effort: Effort::QUICK }
+        let (wait, failure_kept) = (Duration::from_secs(2), Duration::from_secs(60));
+        Self { at_once: 1, effort: Effort::QUICK, wait, failure_kept }
     }
 }
 
@@ -146,10 +144,10 @@ struct Job {
 
 impl Job {
     /// Whether a new job must take its place: it failed some time ago, or ended without a word.
-    fn is_over(&self) -> bool {
+    fn is_over(&self, failure_kept: Duration) -> bool {
         match &*self.outcome.borrow() {
             Some((Ok(_), _)) => false,
-            Some((Err(_), at)) => at.elapsed() >= FAILURE_KEPT,
+            Some((Err(_), at)) => at.elapsed() >= failure_kept,
             None => self.outcome.has_changed().is_err(),
         }
     }
@@ -183,7 +181,7 @@ impl Packs {
     pub async fn plan(self: &Arc<Self>, base: Option<ImageId>, target: ImageId) -> Result<PlanState, PlanError> {
         let size = self.check(base, target)?;
         let mut outcome = self.job((base, target)).outcome;
-        let waited = tokio::time::timeout(WAIT, outcome.wait_for(Option::is_some)).await;
+        let waited = tokio::time::timeout(self.options.wait, outcome.wait_for(Option::is_some)).await;
         match waited {
             Err(_) => Ok(PlanState::Making { retry_ms: (size / BYTES_PER_MS).clamp(500, 10_000) }),
             Ok(Ok(outcome)) => ready(&outcome),
@@ -216,7 +214,7 @@ impl Packs {
     /// The pair's job, started if there is none.
     fn job(self: &Arc<Self>, pair: Pair) -> Job {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(job) = jobs.get(&pair).filter(|job| !job.is_over()) {
+        if let Some(job) = jobs.get(&pair).filter(|job| !job.is_over(self.options.failure_kept)) {
             return job.clone();
         }
         let (tell, outcome) = watch::channel(None);
@@ -392,3 +390,6 @@ fn make_pair(base: &Mapped, target: &Mapped, effort: Effort, draft: Draft) -> Re
     drop(out);
     Ok((plan, draft))
 }
+
+#[cfg(test)]
+mod tests;

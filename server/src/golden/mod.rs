@@ -17,6 +17,8 @@ mod known;
 mod parts;
 mod segments;
 mod sign;
+#[cfg(test)]
+mod tests;
 mod uploads;
 
 pub use uploads::{UploadError, Uploads};

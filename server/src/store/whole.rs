@@ -193,6 +193,13 @@ fn image_of(path: &Path) -> Option<ImageId> {
 }
 
 impl Store {
+    /// As after a restart with an empty cache.
+    #[cfg(test)]
+    pub(crate) fn forget_wholes(&self, image: ImageId) {
+        self.wholes.proven.lock().unwrap_or_else(PoisonError::into_inner).images.remove(&image);
+        let _ = fs::remove_file(self.wholes.place(image));
+    }
+
     /// The whole image as a file, made if need be. Proven against its id, once since the start.
     pub async fn materialise(self: &Arc<Self>, image: ImageId) -> Result<Arc<Whole>, StoreError> {
         if let Some(whole) = self.wholes.proven(image) {
