@@ -21,4 +21,5 @@ pub mod refusal;
 pub mod release;
 pub mod scan;
 pub mod signature;
+pub mod trust;
 pub mod wire;

@@ -58,6 +58,9 @@ pub const OBJECT_RANGE_MAX: u64 = 16 << 20;
 /// One file of signed metadata. A channel with 4,000 releases stays below it.
 pub const TRUST_FILE_MAX: u64 = 4 << 20;
 
+/// All files of signed metadata that a node takes in one answer, and holds: what it needs in memory to verify them.
+pub const TRUST_BYTES_MAX: u64 = 12 << 20;
+
 /// Files of signed metadata in one answer.
 pub const TRUST_FILES_MAX: usize = 1024;
 

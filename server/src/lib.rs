@@ -1,8 +1,34 @@
 //! goldsync's server and the operator's tool.
 
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
 pub mod api;
+pub mod authority;
+pub mod catalog;
+pub mod channel;
+pub mod cli;
+pub mod config;
+pub mod ctl;
+mod disk;
 pub mod golden;
+pub mod orders;
 pub mod packs;
+pub mod roster;
 pub mod store;
-#[cfg(test)]
-pub(crate) mod testing;
+pub mod trust;
+
+/// The binary `goldsync`, so that another program can be it: parses `args` (the first one is the program's name), runs
+/// the verb, and answers its exit code.
+pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    match cli::Cli::try_parse_from(args) {
+        Ok(cli) => ctl::run(cli),
+        Err(error) => {
+            // Help and version are errors to clap: they go to standard output and are no failure.
+            let _ = error.print();
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+        }
+    }
+}

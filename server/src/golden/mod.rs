@@ -18,6 +18,8 @@ mod parts;
 mod segments;
 mod sign;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 mod uploads;
 

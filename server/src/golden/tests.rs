@@ -10,8 +10,8 @@ use goldsync_proto::pack::write_frame;
 use goldsync_proto::signature::{Signature, sign_blocks};
 
 use super::*;
+use crate::golden::testing::*;
 use crate::store::{StoreError, StoreOptions};
-use crate::testing::*;
 
 /// Images of every awkward kind: `(name, bytes)`.
 fn images() -> Vec<(&'static str, Vec<u8>)> {

@@ -7,7 +7,7 @@ use goldsync_proto::plan::Step;
 
 use super::*;
 use crate::golden::Uploads;
-use crate::testing::*;
+use crate::golden::testing::*;
 
 struct Server {
     store: Arc<Store>,

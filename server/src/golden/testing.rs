@@ -1,4 +1,4 @@
-//! What this crate's own tests share: images made of noise, a publisher, and the plainest executor of plans.
+//! What the tests of `golden` and `packs` share: images made of noise, a publisher, and the plainest executor of plans.
 
 use std::collections::HashMap;
 use std::path::Path;

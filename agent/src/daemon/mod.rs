@@ -1,0 +1,4 @@
+//! daemon
+mod backoff;
+mod queue;
+mod systemd;

@@ -1,0 +1,325 @@
+//! What a node remembers in its state folder: what each slot was proven to hold, and how the last update ended.
+//!
+//! ```text
+//! STATE/lock            held by the one run that may change anything; holds its process number
+//! STATE/slots/a.json    empty | staging { image } | proven { image }
+//! STATE/slots/a.blocks  the proven image's block hashes (see [`Blocks`])
+//! STATE/last.json       the last outcome
+//! STATE/drift.json      what the last look at the active slot found
+//! STATE/hold.json       the release that was rolled back from: not gone to again unasked
+//! ```
+//! Every file is replaced whole: written beside, synced, renamed over, the folder synced. The order of writes:
+//!
+//! ```text
+//! (1) record = staging   (2) the slot's blocks, synced   (3) read back   (4) a.blocks   (5) record = proven
+//!  power lost after | on disk                       | the next run
+//!  1, 2             | staging                       | trusts nothing of the slot, hashes what is there, keeps what fits
+//!  3, 4             | staging                       | the same; finds all of it right and writes no block
+//!  5                | proven                        | activates
+//! ```
+//! A record that cannot be read counts as `empty`: only a proof is lost, and the next run makes it again.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, Utc};
+use goldsync_proto::digest::ImageId;
+use goldsync_proto::release::ReleaseRef;
+use goldsync_proto::wire::Outcome;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::slot::SlotName;
+
+mod blocks;
+mod lock;
+
+pub use blocks::{Blocks, BlocksWriter};
+pub use lock::RunLock;
+
+/// What a slot holds, by this node's own proof.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum SlotRecord {
+    /// Nothing is known of it.
+    #[default]
+    Empty,
+    /// It is being written, or was when the last run ended: garbage until proven.
+    Staging(Staging),
+    /// It was read back, whole, and is the image.
+    Proven(Proven),
+}
+
+/// A slot that is being written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Staging {
+    /// What it shall become.
+    pub image: ImageId,
+    /// Under which name.
+    pub release: ReleaseRef,
+    /// Since when.
+    pub since: DateTime<Utc>,
+}
+
+/// A slot that holds an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proven {
+    /// Which.
+    pub image: ImageId,
+    /// The release it was installed as.
+    pub release: ReleaseRef,
+    /// Its bytes; a device may have more.
+    pub size: u64,
+    /// When it was proven.
+    pub at: DateTime<Utc>,
+}
+
+impl SlotRecord {
+    /// The proof, if there is one.
+    pub fn proven(&self) -> Option<&Proven> {
+        match self {
+            Self::Proven(proven) => Some(proven),
+            Self::Empty | Self::Staging(_) => None,
+        }
+    }
+}
+
+/// How the last update ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Last {
+    /// When it ended.
+    pub at: DateTime<Utc>,
+    /// The release it was about, if it came so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<ReleaseRef>,
+    /// How.
+    pub outcome: Outcome,
+}
+
+/// What the last look at the active slot found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drift {
+    /// When it looked.
+    pub at: DateTime<Utc>,
+    /// At which image.
+    pub image: ImageId,
+    /// Blocks that are not the image's.
+    pub drifted: u64,
+}
+
+/// A release that was rolled back from, and is not gone to again unasked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Its image.
+    pub image: ImageId,
+    /// Its name.
+    pub release: ReleaseRef,
+    /// Since when.
+    pub since: DateTime<Utc>,
+}
+
+/// Why the state folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JournalError {
+    /// Reading, writing, or the folder itself.
+    #[error("state folder: {what} {}: {error}", path.display())]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// Another run holds the lock. Exit code 75.
+    #[error("another goldsync-agent is at work ({holder}); wait for it, or stop it; nothing was changed")]
+    Busy {
+        /// `process 4711`, or that it could not be told.
+        holder: String,
+    },
+    /// The block hashes are not whole.
+    #[error("state folder: {} is damaged ({why}); `goldsync-agent verify` makes it anew", path.display())]
+    Blocks {
+        /// The file.
+        path: PathBuf,
+        /// In what way.
+        why: String,
+    },
+}
+
+/// The state folder.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    state: PathBuf,
+}
+
+impl Journal {
+    /// Opens the folder `state`, made if it is missing.
+    pub fn open(state: &Path) -> Result<Self, JournalError> {
+        let slots = state.join("slots");
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(&slots).map_err(io_error("making", &slots))?;
+        Ok(Self { state: state.to_owned() })
+    }
+
+    /// The folder, for what else is kept there (`identity/`, `trust/`).
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// Makes this run the only one that may change anything, until the lock is dropped.
+    pub fn lock(&self) -> Result<RunLock, JournalError> {
+        RunLock::take(&self.state.join("lock"))
+    }
+
+    /// The process that is at work now, if any.
+    pub fn holder(&self) -> Option<u32> {
+        lock::held_by(&self.state.join("lock"))
+    }
+
+    /// What slot `name` holds.
+    pub fn slot(&self, name: SlotName) -> Result<SlotRecord, JournalError> {
+        Ok(read_json(&self.record(name))?.unwrap_or_default())
+    }
+
+    /// Says, durably, that slot `name` is about to be written. Before its first byte.
+    pub fn set_staging(&self, name: SlotName, image: ImageId, release: &ReleaseRef) -> Result<(), JournalError> {
+        let staging = Staging { image, release: release.clone(), since: Utc::now() };
+        self.set(name, &SlotRecord::Staging(staging))
+    }
+
+    /// Says, durably, that slot `name` was read back and is the image. Its block hashes were written before.
+    pub fn set_proven(
+        &self,
+        name: SlotName,
+        image: ImageId,
+        release: &ReleaseRef,
+        size: u64,
+    ) -> Result<(), JournalError> {
+        let proven = Proven { image, release: release.clone(), size, at: Utc::now() };
+        self.set(name, &SlotRecord::Proven(proven))
+    }
+
+    /// Forgets what slot `name` holds.
+    pub fn set_empty(&self, name: SlotName) -> Result<(), JournalError> {
+        self.set(name, &SlotRecord::Empty)
+    }
+
+    /// The block hashes of `image`, proven to lie in slot `name`; `None` if others or none are kept.
+    pub fn blocks(&self, name: SlotName, image: ImageId) -> Result<Option<Blocks>, JournalError> {
+        Ok(Blocks::open(&self.block_file(name))?.filter(|blocks| blocks.image() == image))
+    }
+
+    /// Begins the file of block hashes of `image` in slot `name`; it takes the old one's place when finished.
+    pub fn write_blocks(&self, name: SlotName, image: ImageId) -> Result<BlocksWriter, JournalError> {
+        BlocksWriter::create(self.block_file(name), image)
+    }
+
+    /// How the last update ended, if there was one.
+    pub fn last(&self) -> Result<Option<Last>, JournalError> {
+        read_json(&self.state.join("last.json"))
+    }
+
+    /// Remembers how an update ended, now.
+    pub fn set_last(&self, release: Option<ReleaseRef>, outcome: Outcome) -> Result<(), JournalError> {
+        write_json(&self.state.join("last.json"), &Last { at: Utc::now(), release, outcome })
+    }
+
+    /// What the last look at the active slot found, if there was one.
+    pub fn drift(&self) -> Result<Option<Drift>, JournalError> {
+        read_json(&self.state.join("drift.json"))
+    }
+
+    /// Remembers what a look at the active slot found, now.
+    pub fn set_drift(&self, image: ImageId, drifted: u64) -> Result<(), JournalError> {
+        write_json(&self.state.join("drift.json"), &Drift { at: Utc::now(), image, drifted })
+    }
+
+    /// The release that was rolled back from, if it still counts.
+    pub fn hold(&self) -> Result<Option<Hold>, JournalError> {
+        read_json(&self.hold_file())
+    }
+
+    /// Holds a release back, from now on.
+    pub fn set_hold(&self, image: ImageId, release: &ReleaseRef) -> Result<(), JournalError> {
+        write_json(&self.hold_file(), &Hold { image, release: release.clone(), since: Utc::now() })
+    }
+
+    /// Holds nothing back any more.
+    pub fn clear_hold(&self) -> Result<(), JournalError> {
+        match fs::remove_file(self.hold_file()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(io_error("removing", &self.hold_file())(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn hold_file(&self) -> PathBuf {
+        self.state.join("hold.json")
+    }
+
+    fn set(&self, name: SlotName, record: &SlotRecord) -> Result<(), JournalError> {
+        write_json(&self.record(name), record)
+    }
+
+    fn record(&self, name: SlotName) -> PathBuf {
+        self.state.join(format!("slots/{name}.json"))
+    }
+
+    fn block_file(&self, name: SlotName) -> PathBuf {
+        self.state.join(format!("slots/{name}.blocks"))
+    }
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> JournalError {
+    let path = path.to_owned();
+    move |error| JournalError::Io { what, path, error }
+}
+
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, JournalError> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io_error("reading", path)(error)),
+    };
+    Ok(serde_json::from_slice(&bytes)
+        .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "a damaged record counts as none"))
+        .ok())
+}
+
+pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), JournalError> {
+    let mut json = serde_json::to_vec_pretty(value).map_err(|error| io_error("writing", path)(error.into()))?;
+    json.push(b'\n');
+    replace(path, &json)
+}
+
+/// Replaces a small file so that a reader, or the next start, finds the old bytes or the new ones, never a mixture.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), JournalError> {
+    let temporary = beside(path);
+    let written = File::create(&temporary).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    written.map_err(io_error("writing", &temporary))?;
+    take_place(&temporary, path)
+}
+
+/// The one name under which a file's next version is written; what a crash leaves there is overwritten.
+fn beside(path: &Path) -> PathBuf {
+    path.with_added_extension("new")
+}
+
+/// `temporary`, synced, becomes `path`.
+fn take_place(temporary: &Path, path: &Path) -> Result<(), JournalError> {
+    fs::rename(temporary, path).map_err(io_error("renaming over", path))?;
+    // The folder too: fsync(2) of a file does not promise that its name is on disk.
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error("syncing", folder))
+}
+
+#[cfg(test)]
+mod tests;

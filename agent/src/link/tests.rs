@@ -1,0 +1,233 @@
+//! A link against a server of a few lines, on loopback.
+
+use std::future::Future;
+
+use goldsync_proto::digest::Digest;
+use goldsync_proto::refusal::Reason;
+use goldsync_proto::release::Word;
+use goldsync_proto::wire::{ALPN, FRAME_HEAD, NodeSays, Report, ServerSays, frame_len, unframe};
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{RecvStream, SendStream};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::RootCertStore;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+use super::*;
+
+/// A CA of this test's own, and TLS settings for both sides.
+struct Pki {
+    authority: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Pki {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self { authority: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap() }
+    }
+
+    fn server(&self) -> quinn::ServerConfig {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
+        let certificate = params.signed_by(&key, &self.authority).unwrap();
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap();
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()))
+    }
+
+    fn client(&self) -> quinn::ClientConfig {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.authority.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
+    }
+}
+
+/// Serves one connection with `handle` and gives the link to it.
+async fn linked<F, R>(handle: F) -> Link
+where
+    F: FnOnce(Connection) -> R + Send + 'static,
+    R: Future<Output = ()> + Send,
+{
+    let pki = Pki::new();
+    let server = Endpoint::server(pki.server(), "127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = Address { host: "127.0.0.1".into(), port: server.local_addr().unwrap().port() };
+    tokio::spawn(async move {
+        let connection = server.accept().await.unwrap().await.unwrap();
+        handle(connection.clone()).await;
+        connection.closed().await;
+        server.wait_idle().await;
+    });
+    Link::connect(&address, pki.client()).await.unwrap()
+}
+
+async fn request(connection: &Connection) -> (Request, SendStream, RecvStream) {
+    let (send, mut recv) = connection.accept_bi().await.unwrap();
+    let request = read(&mut recv).await;
+    (request, send, recv)
+}
+
+async fn read<T: serde::de::DeserializeOwned>(recv: &mut RecvStream) -> T {
+    let mut head = [0; FRAME_HEAD];
+    recv.read_exact(&mut head).await.unwrap();
+    let mut json = vec![0; frame_len(head).unwrap()];
+    recv.read_exact(&mut json).await.unwrap();
+    unframe(&json).unwrap()
+}
+
+fn object() -> Request {
+    Request::Object { name: Digest::of(b"x"), offset: 0, length: 5 }
+}
+
+#[tokio::test]
+async fn an_answer_comes_with_its_body_and_bytes_are_counted() {
+    let link = linked(|connection| async move {
+        let (asked, mut send, _recv) = request(&connection).await;
+        assert_eq!(asked, object());
+        send.write_all(&frame(&Answer::Object { length: 5 }).unwrap()).await.unwrap();
+        send.write_all(b"hello").await.unwrap();
+        send.finish().unwrap();
+    })
+    .await;
+    let before = link.handshake();
+    assert!(before.received > 0 && before.sent >= 1200, "{before:?}");
+    let (answer, mut body) = link.ask(&object()).await.unwrap();
+    assert_eq!(answer, Answer::Object { length: 5 });
+    assert_eq!(body.bytes(5, 5, "an object").await.unwrap(), b"hello");
+    body.end("an object").await.unwrap();
+    let after = link.wire().since(before);
+    assert!(after.received > 5 && after.sent > 32, "{after:?}");
+    link.close().await;
+}
+
+#[tokio::test]
+async fn a_refusal_is_an_error_with_its_reason() {
+    let link = linked(|connection| async move {
+        let (_, mut send, _recv) = request(&connection).await;
+        let refusal = Refusal::new(Reason::NotFound, "object 1234");
+        send.write_all(&frame(&Answer::Refused { refusal }).unwrap()).await.unwrap();
+        send.finish().unwrap();
+    })
+    .await;
+    let error = link.ask(&object()).await.unwrap_err();
+    assert!(error.to_string().contains("nothing is stored under that name: object 1234"), "{error}");
+    assert!(!error.revoked());
+}
+
+#[tokio::test]
+async fn a_peer_that_breaks_the_protocol_is_named() {
+    let too_long = ((64 << 10) + 1_u32).to_le_bytes().to_vec();
+    let cut = [&9_u32.to_le_bytes()[..], b"{\"a"].concat();
+    let no_json = [&3_u32.to_le_bytes()[..], b"???"].concat();
+    for (bytes, expected) in [(too_long, "65537"), (cut, "ends after 3 of 9 bytes"), (no_json, "could not be read")] {
+        let link = linked(move |connection| async move {
+            let (_, mut send, _recv) = request(&connection).await;
+            send.write_all(&bytes).await.unwrap();
+            send.finish().unwrap();
+        })
+        .await;
+        let error = link.ask(&object()).await.unwrap_err();
+        assert!(matches!(error, LinkError::Protocol { .. }), "{error}");
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_is_held_to_its_length() {
+    let link = linked(|connection| async move {
+        for _ in 0..3 {
+            let (_, mut send, _recv) = request(&connection).await;
+            send.write_all(&frame(&Answer::Object { length: 5 }).unwrap()).await.unwrap();
+            send.write_all(b"hello").await.unwrap();
+            send.finish().unwrap();
+        }
+    })
+    .await;
+    let (_, mut body) = link.ask(&object()).await.unwrap();
+    let error = body.bytes(6, 6, "an object").await.unwrap_err().to_string();
+    assert!(error.contains("an object ends after 5 of 6 bytes"), "{error}");
+    let (_, mut body) = link.ask(&object()).await.unwrap();
+    let error = body.bytes(6, 5, "an object").await.unwrap_err().to_string();
+    assert!(error.contains("6 bytes, at most 5 allowed"), "{error}");
+    let (_, mut body) = link.ask(&object()).await.unwrap();
+    body.bytes(4, 5, "an object").await.unwrap();
+    assert!(body.end("an object").await.unwrap_err().to_string().contains("bytes follow the end"));
+}
+
+#[tokio::test]
+async fn the_control_stream_speaks_both_ways_and_skips_what_it_does_not_know() {
+    let channel: Word = "qa".parse().unwrap();
+    let moved = ServerSays::Moved { channel: channel.clone() };
+    let link = linked({
+        let moved = moved.clone();
+        |connection| async move {
+            let (asked, mut send, mut recv) = request(&connection).await;
+            assert!(matches!(asked, Request::Control { hello } if hello.daemon));
+            send.write_all(&frame(&Answer::Welcome { version: "9.9".into() }).unwrap()).await.unwrap();
+            send.write_all(&frame(&serde_json::json!({"say": "sing", "tune": 3})).unwrap()).await.unwrap();
+            send.write_all(&frame(&moved).unwrap()).await.unwrap();
+            let said: NodeSays = read(&mut recv).await;
+            assert!(matches!(said, NodeSays::Report { .. }));
+            send.finish().unwrap();
+        }
+    })
+    .await;
+    let report = Report::default();
+    let hello =
+        Hello { version: "1".into(), channel, labels: Default::default(), daemon: true, report: report.clone() };
+    let control = link.control(hello).await.unwrap();
+    assert_eq!(control.version(), "9.9");
+    let (mut mouth, mut ear) = control.split();
+    assert_eq!(ear.hear().await.unwrap(), Some(moved));
+    mouth.say(&NodeSays::Report { report }).await.unwrap();
+    assert_eq!(ear.hear().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_revoked_node_is_told_so() {
+    let link = linked(|connection| async move {
+        let _ = request(&connection).await;
+        connection.close(VarInt::from_u32(close::REVOKED), b"by the operator");
+    })
+    .await;
+    let error = link.ask(&object()).await.unwrap_err();
+    assert!(error.revoked(), "{error}");
+    assert!(error.to_string().contains("this node was revoked") && error.to_string().contains("by the operator"));
+    assert!(link.closed().await.revoked());
+}
+
+#[tokio::test]
+async fn a_server_of_another_fleet_is_refused() {
+    let server = Endpoint::server(Pki::new().server(), "127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = Address { host: "localhost".into(), port: server.local_addr().unwrap().port() };
+    tokio::spawn(async move {
+        while let Some(incoming) = server.accept().await {
+            let _ = incoming.await;
+        }
+    });
+    let error = Link::connect(&Address { host: "127.0.0.1".into(), ..address }, Pki::new().client()).await.unwrap_err();
+    assert!(matches!(error, LinkError::Handshake { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_name_that_leads_nowhere_is_named() {
+    let address = Address { host: "no-such-host.invalid".into(), port: 7400 };
+    let error = Link::connect(&address, Pki::new().client()).await.unwrap_err();
+    assert!(
+        matches!(error, LinkError::Resolve { .. }) && error.to_string().contains("no-such-host.invalid"),
+        "{error}"
+    );
+}

@@ -1,0 +1,121 @@
+//! A node as its verbs and its daemon find it: configuration, state folder, identity, and the way to its server.
+//!
+//! ```text
+//! STATE/identity.pem     key, certificate, CA        (identity)
+//! STATE/trust/           signed metadata             (trust)
+//! STATE/server.json      the server enrolled with    (here)
+//! STATE/slots/ ...       what was proven             (journal)
+//! ```
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use goldsync_proto::wire::{Answer, Request};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Address, Config, ConfigError, Where};
+use crate::identity::{Identity, IdentityError, NodeKey};
+use crate::journal::{Journal, JournalError, read_json, write_json};
+use crate::link::{Link, LinkError};
+
+/// A node, opened.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// What the operator wrote.
+    pub config: Arc<Config>,
+    /// What the node remembers.
+    pub journal: Journal,
+}
+
+/// Why a node cannot be opened or connected.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The state folder.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The certificate.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The server.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// No server is named anywhere.
+    #[error(
+        "no server is known: the configuration has no `server`, and this node was not enrolled; run `goldsync-agent enroll`"
+    )]
+    NoServer,
+}
+
+/// What enrolment remembers of the server.
+#[derive(Debug, Serialize, Deserialize)]
+struct Server {
+    address: String,
+}
+
+impl Node {
+    /// Reads the configuration and opens the state folder.
+    pub fn open(place: &Where) -> Result<Self, NodeError> {
+        Ok(Self::new(Config::load(place)?)?)
+    }
+
+    /// Opens the state folder of a configuration.
+    pub fn new(config: Config) -> Result<Self, JournalError> {
+        let journal = Journal::open(&config.state)?;
+        Ok(Self { config: Arc::new(config), journal })
+    }
+
+    /// Who this node is.
+    pub fn identity(&self) -> Result<Identity, IdentityError> {
+        Identity::load(self.journal.state())
+    }
+
+    /// Where signed metadata is kept.
+    pub fn trust_dir(&self) -> PathBuf {
+        self.journal.state().join("trust")
+    }
+
+    /// The server: the configuration's, or the one that the node was enrolled with.
+    pub fn server(&self) -> Result<Address, NodeError> {
+        if let Some(server) = &self.config.server {
+            return Ok(server.clone());
+        }
+        let stored: Option<Server> = read_json(&self.server_file())?;
+        stored.and_then(|server| server.address.parse().ok()).ok_or(NodeError::NoServer)
+    }
+
+    /// Remembers the server that the node was enrolled with.
+    pub(crate) fn set_server(&self, server: &Address) -> Result<(), JournalError> {
+        write_json(&self.server_file(), &Server { address: server.to_string() })
+    }
+
+    /// Connects with the certificate that is in the state folder now.
+    pub async fn connect(&self) -> Result<Link, NodeError> {
+        let identity = self.identity()?;
+        Ok(Link::connect(&self.server()?, identity.quic_config()?).await?)
+    }
+
+    /// Gets a fresh certificate if two thirds of this one's life are over; says whether it did. The new one is in use
+    /// from the next connection on.
+    pub async fn renew_if_due(&self, link: &Link) -> Result<bool, NodeError> {
+        let identity = self.identity()?;
+        if !identity.renewal_due(chrono::Utc::now()) {
+            return Ok(false);
+        }
+        let key = NodeKey::create()?;
+        let (answer, _) = link.ask(&Request::Renew { csr: key.request()? }).await?;
+        let Answer::Renewed { certificate } = answer else {
+            let why = "it answers a renewal with something else".to_owned();
+            return Err(LinkError::Protocol { server: link.server().to_owned(), why }.into());
+        };
+        identity.renewed(key, &certificate)?.store(self.journal.state())?;
+        Ok(true)
+    }
+
+    fn server_file(&self) -> PathBuf {
+        self.journal.state().join("server.json")
+    }
+}

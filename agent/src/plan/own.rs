@@ -1,0 +1,442 @@
+//! The node's own plan, from the golden image's signature: for a base that the server does not know.
+//!
+//! ```text
+//! subtrees (32 B a MiB)  which regions are golden already, at the same offset, in either slot
+//!    └▶ blocks (8 B a block, only of the regions that differ)
+//!         same offset ─▶ zero ─▶ anywhere on the grid, in either slot
+//!            └▶ rolling (8 B a block, only of the blocks still missing): any byte offset of what matched nothing
+//! ```
+//! A decision is kept for each block in a mapped word, so that memory does not grow with the image. Candidates are found by
+//! eight bytes of hash; the read-back proves them. Sections are kept in the cache folder until the image is proven, so that a
+//! run that was interrupted does not ask for them again.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::{StreamExt, TryStreamExt, stream};
+use goldsync_proto::block::{Run, byte_of, runs_of};
+use goldsync_proto::digest::DIGEST_LEN;
+use goldsync_proto::image::region_hash;
+use goldsync_proto::limits::{ALIGNED_ROUND, BLOCK, IMAGE_MAX, REGION, ROLLING_ROUND};
+use goldsync_proto::plan::{Plan, Source, Step};
+use goldsync_proto::release::Section;
+use goldsync_proto::scan::aligned::BlockIndex;
+use goldsync_proto::scan::rolling::Rolling;
+use goldsync_proto::signature::{BlockHashes, block_hash, read_subtrees, zero_hash};
+
+use super::cached;
+use crate::fetch::{self, FetchError};
+use crate::job::{Job, JobError};
+use crate::scratch::Words;
+use crate::stage::StageError;
+
+/// Entries of a section fetched at once, and the gap that is fetched over rather than asked around.
+const ENTRIES: u32 = 128 << 10;
+const ENTRY_GAP: u32 = 32;
+
+/// Bytes of a slice of the rolling scan: the unit after which the budget and a wish to stop are looked at.
+const SLICE: u64 = 4 << 20;
+
+/// What is decided for one block. In a word: two bits of kind above, the source's byte offset below.
+mod decision {
+    pub const NONE: u64 = 0;
+    pub const KEEP: u64 = 1 << 60;
+    pub const ZERO: u64 = 2 << 60;
+    pub const ACTIVE: u64 = 3 << 60;
+    pub const STANDBY: u64 = 4 << 60;
+    pub const KIND: u64 = 7 << 60;
+}
+
+/// What is known so far, shared by the passes.
+#[derive(Debug)]
+struct Search {
+    /// A [`decision`] for each golden block.
+    decided: Words,
+    /// The golden block hashes that were asked for; zero elsewhere.
+    hashes: Arc<Words>,
+    /// One for each block of the active slot whose bytes were recognised: the rolling scan leaves it out.
+    recognised: Words,
+}
+
+impl Search {
+    fn decide(&self, block: u32, kind: u64, from: u64) {
+        self.decided.set(block, kind | from);
+    }
+
+    fn undecided(&self, block: u32) -> bool {
+        self.decided.get(block) == decision::NONE
+    }
+
+    fn missing(&self, blocks: impl IntoIterator<Item = u32>) -> Vec<u32> {
+        blocks.into_iter().filter(|block| self.undecided(*block)).collect()
+    }
+}
+
+/// Makes the plan. Fetches the signature's sections; stages nothing.
+pub async fn make(job: &Arc<Job>) -> Result<Plan, JobError> {
+    let section = subtrees(job).await?;
+    let golden = read_subtrees(job.geometry, job.target.image, &section)
+        .ok_or(FetchError::Name { what: "the section of subtrees", name: job.target.sections.subtrees.name })?;
+    let search = Arc::new(Search {
+        decided: words(job, job.geometry.blocks(), None)?,
+        hashes: Arc::new(words(job, job.geometry.blocks(), Some(job.target.sections.blocks))?),
+        recognised: words(job, active_blocks(job), None)?,
+    });
+    let differing = on_search(job, &search, move |job, search| settle_regions(job, search, &golden)).await?;
+    let wanted: Vec<Run> = differing.iter().map(|region| run(job.geometry.region_blocks(*region))).collect();
+    fetch_entries(job, job.target.sections.blocks, &search.hashes, &wanted).await?;
+    let missing = on_search(job, &search, move |job, search| {
+        settle_in_place(job, search, &differing)?;
+        settle_on_grid(job, search)
+    })
+    .await?;
+    roll(job, &search, missing).await?;
+    let plan = Plan {
+        base: None,
+        target: job.target.image,
+        geometry: job.geometry,
+        steps: steps(&search),
+        objects: vec![],
+        packs: vec![],
+    };
+    plan.check()?;
+    Ok(plan)
+}
+
+async fn on_search<T: Send + 'static>(
+    job: &Arc<Job>,
+    search: &Arc<Search>,
+    work: impl FnOnce(&Job, &Search) -> Result<T, JobError> + Send + 'static,
+) -> Result<T, JobError> {
+    let search = search.clone();
+    job.blocking(move |job| work(job, &search)).await
+}
+
+fn words(job: &Job, len: u32, kept: Option<Section>) -> Result<Words, JobError> {
+    let made = match kept {
+        Some(section) => Words::kept(&cached(job, section.name), len),
+        None => Words::temporary(&job.cache, len),
+    };
+    Ok(made.map_err(|error| StageError::Scratch { blocks: len, error })?)
+}
+
+fn active_blocks(job: &Job) -> u32 {
+    let len = job.stage.active.as_ref().map_or(0, |active| active.len());
+    (len.min(IMAGE_MAX) / BLOCK) as u32
+}
+
+fn run(blocks: std::ops::Range<u32>) -> Run {
+    (blocks.start, blocks.end - blocks.start)
+}
+
+/// The section `subtrees`, from the cache or the server.
+pub async fn subtrees(job: &Arc<Job>) -> Result<Vec<u8>, JobError> {
+    let section = job.target.sections.subtrees;
+    let path = cached(job, section.name);
+    if let Ok(bytes) = std::fs::read(&path)
+        && goldsync_proto::digest::Digest::of(&bytes) == section.name
+    {
+        return Ok(bytes);
+    }
+    let max = u64::from(job.geometry.regions()) * DIGEST_LEN as u64;
+    let bytes = fetch::object(&job.link, section, max, "the section of subtrees").await?;
+    // A cache: what cannot be kept is asked for again.
+    let _ = std::fs::write(&path, &bytes);
+    Ok(bytes)
+}
+
+/// Settles whole regions that are golden at the same offset; returns the others.
+fn settle_regions(job: &Job, search: &Search, golden: &[[u8; DIGEST_LEN]]) -> Result<Vec<u32>, JobError> {
+    let differing = Mutex::new(Vec::new());
+    job.on_threads(job.geometry.regions(), |region| {
+        let blocks = job.geometry.region_blocks(region);
+        let is_golden = |bytes: &[u8]| golden.get(region as usize) == Some(&region_hash(job.geometry, region, bytes));
+        if !job.stage.fresh() && is_golden(&job.stage.read_standby(blocks.start, blocks.end - blocks.start)?) {
+            blocks.for_each(|block| search.decide(block, decision::KEEP, 0));
+        } else if blocks.end <= active_blocks(job) && is_golden(&read_active(job, blocks.clone())?) {
+            for block in blocks {
+                search.decide(block, decision::ACTIVE, byte_of(block));
+                search.recognised.set(block, 1);
+            }
+        } else {
+            differing.lock().unwrap_or_else(PoisonError::into_inner).push(region);
+        }
+        Ok(())
+    })?;
+    let mut differing = differing.into_inner().unwrap_or_else(PoisonError::into_inner);
+    differing.sort_unstable();
+    Ok(differing)
+}
+
+fn read_active(job: &Job, blocks: std::ops::Range<u32>) -> Result<Vec<u8>, JobError> {
+    let mut bytes = vec![0; byte_of(blocks.end - blocks.start) as usize];
+    job.stage.read_active(byte_of(blocks.start), &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Settles blocks of the differing regions that are zero, or golden at the same offset.
+fn settle_in_place(job: &Job, search: &Search, differing: &[u32]) -> Result<(), JobError> {
+    job.on_threads(differing.len() as u32, |at| {
+        let Some(region) = differing.get(at as usize) else { return Ok(()) };
+        let blocks = job.geometry.region_blocks(*region);
+        for block in blocks.clone() {
+            let hash = search.hashes.get(block);
+            job.stage.learn(block, hash);
+            if hash == zero_hash() {
+                search.decide(block, decision::ZERO, 0);
+            }
+        }
+        if !job.stage.fresh() {
+            let bytes = job.stage.read_standby(blocks.start, blocks.end - blocks.start)?;
+            in_place(search, blocks.start, &bytes, decision::KEEP, |_| 0);
+        }
+        let end = blocks.end.min(active_blocks(job));
+        if blocks.start < end {
+            let bytes = read_active(job, blocks.start..end)?;
+            in_place(search, blocks.start, &bytes, decision::ACTIVE, byte_of);
+        }
+        Ok(())
+    })
+}
+
+fn in_place(search: &Search, first: u32, bytes: &[u8], kind: u64, from: impl Fn(u32) -> u64) {
+    for (block, bytes) in (first..).zip(bytes.chunks_exact(BLOCK as usize)) {
+        if search.undecided(block) && search.hashes.get(block) == block_hash(bytes) {
+            search.decide(block, kind, from(block));
+        }
+    }
+}
+
+/// Settles blocks that lie elsewhere on the grid of either slot; returns what is still missing.
+fn settle_on_grid(job: &Job, search: &Search) -> Result<Vec<u32>, JobError> {
+    let missing = search.missing(0..job.geometry.blocks());
+    for round in missing.chunks(ALIGNED_ROUND) {
+        let index = BlockIndex::new(BlockHashes::new(search.hashes.as_bytes()), round.iter().copied());
+        let regions = active_blocks(job).div_ceil((REGION / BLOCK) as u32);
+        job.on_threads(regions, |region| {
+            let first = region * (REGION / BLOCK) as u32;
+            let blocks = first..(first + (REGION / BLOCK) as u32).min(active_blocks(job));
+            let bytes = read_active(job, blocks.clone())?;
+            for (from, bytes) in blocks.zip(bytes.chunks_exact(BLOCK as usize)) {
+                on_grid(search, &index, from, bytes);
+            }
+            Ok(())
+        })?;
+        if !job.stage.fresh() {
+            standby_on_grid(job, search, &index)?;
+        }
+    }
+    Ok(search.missing(missing))
+}
+
+fn on_grid(search: &Search, index: &BlockIndex<'_>, from: u32, bytes: &[u8]) {
+    let hash = block_hash(bytes);
+    if hash == zero_hash() || search.hashes.get(from) == hash {
+        // Zeros are nobody's; and what is golden in place was settled before.
+        search.recognised.set(from, 1);
+    }
+    for block in index.find(hash) {
+        search.recognised.set(from, 1);
+        if search.undecided(*block) {
+            search.decide(*block, decision::ACTIVE, byte_of(from));
+        }
+    }
+}
+
+/// The standby slot's old content is a source only ahead of what is being made.
+fn standby_on_grid(job: &Job, search: &Search, index: &BlockIndex<'_>) -> Result<(), JobError> {
+    job.on_threads(job.geometry.regions(), |region| {
+        let blocks = job.geometry.region_blocks(region);
+        let bytes = job.stage.read_standby(blocks.start, blocks.end - blocks.start)?;
+        for (from, bytes) in blocks.zip(bytes.chunks_exact(BLOCK as usize)) {
+            for block in index.find(block_hash(bytes)).iter().filter(|block| from >= **block) {
+                if search.undecided(*block) {
+                    search.decide(*block, decision::STANDBY, byte_of(from));
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Looks for what is still missing at any byte offset of what was not recognised in the active slot.
+async fn roll(job: &Arc<Job>, search: &Arc<Search>, missing: Vec<u32>) -> Result<(), JobError> {
+    let unknown = runs_of((0..active_blocks(job)).filter(|block| search.recognised.get(*block) == 0));
+    if missing.is_empty() || unknown.is_empty() || job.scan_budget == 0 {
+        return Ok(());
+    }
+    let section = job.target.sections.rolling;
+    let entries = Arc::new(words(job, job.geometry.blocks(), Some(section))?);
+    fetch_entries(job, section, &entries, &runs_of(missing.iter().copied())).await?;
+    on_search(job, search, move |job, search| {
+        let left = AtomicI64::new(i64::try_from(job.scan_budget).unwrap_or(i64::MAX));
+        for round in missing.chunks(ROLLING_ROUND) {
+            let wanted: Vec<_> = round.iter().map(|block| (*block, entries.get(*block).to_le_bytes())).collect();
+            roll_round(job, search, &wanted, &unknown, &left)?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+fn roll_round(
+    job: &Job,
+    search: &Search,
+    wanted: &[(u32, [u8; 8])],
+    unknown: &[Run],
+    left: &AtomicI64,
+) -> Result<(), JobError> {
+    let Some(rolling) = Rolling::new(wanted) else { return Ok(()) };
+    let index = rolling.index();
+    let slices = slices(unknown, byte_of(active_blocks(job)));
+    job.on_threads(slices.len() as u32, |at| {
+        let Some((start, end)) = slices.get(at as usize).copied() else { return Ok(()) };
+        if left.fetch_sub((end - start) as i64, Ordering::Relaxed) <= 0 {
+            return Ok(());
+        }
+        let mut bytes = vec![0; (end - start) as usize];
+        job.stage.read_active(start, &mut bytes)?;
+        for found in index.search(&bytes) {
+            let block = bytes.get(found.offset..found.offset + BLOCK as usize).unwrap_or(&[]);
+            if search.undecided(found.block) && search.hashes.get(found.block) == block_hash(block) {
+                search.decide(found.block, decision::ACTIVE, start + found.offset as u64);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Byte ranges to search: the unrecognised runs and one block on either side, cut into slices that overlap by a block.
+fn slices(unknown: &[Run], len: u64) -> Vec<(u64, u64)> {
+    let mut slices = Vec::new();
+    for (first, count) in unknown {
+        let mut at = byte_of(first.saturating_sub(1));
+        let end = byte_of(first + count + 1).min(len);
+        while at + BLOCK <= end {
+            let stop = (at + SLICE + BLOCK).min(end);
+            slices.push((at, stop));
+            if stop == end {
+                break;
+            }
+            at += SLICE;
+        }
+    }
+    slices
+}
+
+/// Fetches entries of eight bytes of a section into `into`, those of `wanted` that are not known (zero) yet.
+async fn fetch_entries(job: &Arc<Job>, section: Section, into: &Arc<Words>, wanted: &[Run]) -> Result<(), JobError> {
+    let unknown = wanted.iter().flat_map(|(first, count)| *first..first + count).filter(|block| into.get(*block) == 0);
+    let requests = stream::iter(coalesce(runs_of(unknown))).map(|(first, count)| async move {
+        job.go_on()?;
+        let mut body = fetch::range(&job.link, section.name, u64::from(first) * 8, u64::from(count) * 8).await?;
+        let mut entry = [0; 8];
+        let bytes = body.bytes(u64::from(count) * 8, u64::from(ENTRIES) * 8, "a section of the signature").await?;
+        for (block, bytes) in (first..).zip(bytes.chunks_exact(8)) {
+            entry.copy_from_slice(bytes);
+            into.set(block, u64::from_le_bytes(entry));
+        }
+        Ok::<_, JobError>(())
+    });
+    requests.buffer_unordered(4).try_collect::<()>().await
+}
+
+/// Joins runs over small gaps and cuts long ones: a request costs about as much as the entries of a gap.
+fn coalesce(runs: Vec<Run>) -> Vec<Run> {
+    let mut joined: Vec<Run> = Vec::new();
+    for (mut first, mut count) in runs {
+        if let Some((last, length)) = joined.last_mut()
+            && first - (*last + *length) <= ENTRY_GAP
+            && first + count - *last <= ENTRIES
+        {
+            *length = first + count - *last;
+            continue;
+        }
+        while count > 0 {
+            let part = count.min(ENTRIES);
+            joined.push((first, part));
+            (first, count) = (first + part, count - part);
+        }
+    }
+    joined
+}
+
+fn steps(search: &Search) -> Vec<Step> {
+    let mut steps: Vec<Step> = Vec::new();
+    for block in 0..search.decided.len() {
+        let word = search.decided.get(block);
+        let from = word & !decision::KIND;
+        let step = match word & decision::KIND {
+            decision::KEEP => Step::Keep { count: 1 },
+            decision::ZERO => Step::Zero { count: 1 },
+            decision::ACTIVE => copy(Source::Active, from),
+            decision::STANDBY => copy(Source::Standby, from),
+            _ => Step::Fetch { count: 1 },
+        };
+        match steps.last_mut().and_then(|last| join(*last, step).map(|joined| (last, joined))) {
+            Some((last, joined)) => *last = joined,
+            None => steps.push(step),
+        }
+    }
+    steps
+}
+
+fn copy(source: Source, from: u64) -> Step {
+    if from.is_multiple_of(BLOCK) {
+        Step::Copy { source, from: (from / BLOCK) as u32, count: 1 }
+    } else {
+        Step::CopyBytes { source, from, count: 1 }
+    }
+}
+
+/// Two steps as one, if the second goes on where the first ends.
+fn join(last: Step, next: Step) -> Option<Step> {
+    match (last, next) {
+        (Step::Keep { count }, Step::Keep { .. }) => Some(Step::Keep { count: count + 1 }),
+        (Step::Zero { count }, Step::Zero { .. }) => Some(Step::Zero { count: count + 1 }),
+        (Step::Fetch { count }, Step::Fetch { .. }) => Some(Step::Fetch { count: count + 1 }),
+        (Step::Copy { source, from, count }, Step::Copy { source: same, from: next, .. })
+            if source == same && from + count == next =>
+        {
+            Some(Step::Copy { source, from, count: count + 1 })
+        }
+        (Step::CopyBytes { source, from, count }, Step::CopyBytes { source: same, from: next, .. })
+            if source == same && from + byte_of(count) == next =>
+        {
+            Some(Step::CopyBytes { source, from, count: count + 1 })
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_asked_for_in_few_and_bounded_requests() {
+        let runs = vec![(0, 10), (20, 5), (100, 1), (1000, 300_000)];
+        let joined = coalesce(runs);
+        assert_eq!(
+            joined,
+            vec![(0, 25), (100, 1), (1000, ENTRIES), (1000 + ENTRIES, ENTRIES), (1000 + 2 * ENTRIES, 37_856)]
+        );
+    }
+
+    #[test]
+    fn slices_overlap_by_a_block_and_stay_inside() {
+        let len = 3 * SLICE;
+        let slices = slices(&[(1, (3 * SLICE / BLOCK) as u32 - 1)], len);
+        assert_eq!(slices, vec![(0, SLICE + BLOCK), (SLICE, 2 * SLICE + BLOCK), (2 * SLICE, 3 * SLICE)]);
+        assert_eq!(super::slices(&[(0, 1)], 2 * BLOCK), vec![(0, 2 * BLOCK)]);
+    }
+
+    #[test]
+    fn steps_join_only_what_goes_on() {
+        let at = |from| copy(Source::Active, from);
+        assert_eq!(join(at(0), at(4096)), Some(Step::Copy { source: Source::Active, from: 0, count: 2 }));
+        assert_eq!(join(at(0), at(8192)), None);
+        assert_eq!(join(at(7), at(4103)), Some(Step::CopyBytes { source: Source::Active, from: 7, count: 2 }));
+        assert_eq!(join(at(7), copy(Source::Standby, 4103)), None);
+    }
+}

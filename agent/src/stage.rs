@@ -1,0 +1,264 @@
+//! Staging: putting golden blocks into the standby slot, and into nothing else.
+//!
+//! ```text
+//! plan ──▶ fetch ──▶ verify ──▶ [stage] ──▶ read back ──▶ swap
+//! ```
+//! A [`Stage`] owns the standby slot from before its first byte until it is proven. Blocks come in any order, from several
+//! threads, and may come twice. What is equal already is not written (flash wears); what was learned about each golden
+//! block's hash on the way is kept, so that a wrong block can be named later without asking anybody. The active slot is
+//! only ever read. All calls block: they belong on threads of their own.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use goldsync_proto::block::{Geometry, byte_of, runs_of};
+use goldsync_proto::limits::{BLOCK, REGION};
+use goldsync_proto::signature::{block_hash, zero_hash};
+
+use crate::journal::Blocks;
+use crate::scratch::Words;
+use crate::slot::{Advice, Kind, SlotError, Source, Standby};
+
+/// Bytes written before they are synced: what a power cut can cost, and what the kernel has to write out at the end.
+const SYNC_EVERY: u64 = 32 << 20;
+
+/// Bytes that are read or compared at once.
+pub const CHUNK_BLOCKS: u32 = (REGION / BLOCK) as u32;
+
+/// Why a block could not be staged.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// A slot failed.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    /// The state folder failed.
+    #[error("state folder: scratch space for {blocks} blocks: {error}")]
+    Scratch {
+        /// How many.
+        blocks: u32,
+        /// Why.
+        error: io::Error,
+    },
+    /// The plan reads beyond the source.
+    #[error("the plan wants bytes {from}..{end} of the active slot, which ends at {len}")]
+    Beyond {
+        /// First byte.
+        from: u64,
+        /// Behind the last byte.
+        end: u64,
+        /// Bytes there are.
+        len: u64,
+    },
+}
+
+/// A standby slot being made golden.
+#[derive(Debug)]
+pub struct Stage {
+    /// The slot that is written.
+    pub standby: Standby,
+    /// The slot that is read.
+    pub active: Option<Source>,
+    /// The golden image's.
+    pub geometry: Geometry,
+    /// The golden image's block hashes, as far as they are known by now; zero is not known.
+    pub golden: Words,
+    /// What the standby slot was proven to hold before this run, if it was.
+    before: Option<Blocks>,
+    /// Bytes that the standby slot had when this run began: beyond them there is nothing to compare with.
+    old_len: u64,
+    /// Blocks written, skipped, repaired.
+    pub tally: Tally,
+    unsynced: AtomicU64,
+}
+
+/// Counts, for the account.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Blocks written.
+    pub written: AtomicU64,
+    /// Blocks that were right already.
+    pub skipped: AtomicU64,
+    /// Drifted blocks that were fetched.
+    pub repaired: AtomicU64,
+}
+
+impl Tally {
+    /// Written and skipped together: how far staging is.
+    pub fn done(&self) -> u64 {
+        self.written.load(Ordering::Relaxed) + self.skipped.load(Ordering::Relaxed)
+    }
+}
+
+impl Stage {
+    /// Takes over the slots. `before` must be true of the standby slot's present bytes.
+    pub fn new(
+        standby: Standby,
+        active: Option<Source>,
+        geometry: Geometry,
+        before: Option<Blocks>,
+        state: &Path,
+    ) -> Result<Self, StageError> {
+        let blocks = geometry.blocks();
+        let golden = Words::temporary(state, blocks).map_err(|error| StageError::Scratch { blocks, error })?;
+        let old_len = standby.len()?.min(geometry.size());
+        standby.set_len(geometry.size())?;
+        Ok(Self { standby, active, geometry, golden, before, old_len, tally: Tally::default(), unsynced: 0.into() })
+    }
+
+    /// Whether nothing was in the standby slot when this run began.
+    pub fn fresh(&self) -> bool {
+        self.old_len == 0
+    }
+
+    /// Remembers the golden hash of block `index`.
+    pub fn learn(&self, index: u32, hash: u64) {
+        self.golden.set(index, hash);
+    }
+
+    /// Puts golden blocks in their place, from block `first` on. Their hashes are learned where none was known: a hash known
+    /// before is what the block must have, and the read-back holds it against that.
+    pub fn put(&self, first: u32, bytes: &[u8]) -> Result<(), StageError> {
+        for (index, block) in (first..).zip(bytes.chunks_exact(BLOCK as usize)) {
+            if self.golden.get(index) == 0 {
+                self.learn(index, block_hash(block));
+            }
+        }
+        self.write_unequal(first, bytes)
+    }
+
+    /// Copies `count` blocks from byte `from` of the active slot. `base`, if known, tells their hashes.
+    pub fn copy(&self, first: u32, from: u64, count: u32, base: Option<&Blocks>) -> Result<(), StageError> {
+        let mut at = 0;
+        while at < count {
+            let step = (count - at).min(CHUNK_BLOCKS);
+            self.copy_chunk(first + at, from + byte_of(at), step, base)?;
+            at += step;
+        }
+        Ok(())
+    }
+
+    fn copy_chunk(&self, first: u32, from: u64, count: u32, base: Option<&Blocks>) -> Result<(), StageError> {
+        let from_block = (from / BLOCK) as u32;
+        if let Some(base) = base.filter(|_| from.is_multiple_of(BLOCK)) {
+            (0..count).for_each(|at| self.learn(first + at, base.get(from_block + at).unwrap_or(0)));
+        }
+        if self.held_before(first, count) {
+            self.tally.skipped.fetch_add(u64::from(count), Ordering::Relaxed);
+            return Ok(());
+        }
+        let mut bytes = vec![0; byte_of(count) as usize];
+        self.read_active(from, &mut bytes)?;
+        if base.is_none() || !from.is_multiple_of(BLOCK) {
+            return self.put(first, &bytes);
+        }
+        self.write_unequal(first, &bytes)
+    }
+
+    /// Moves `count` blocks from byte `from` of the standby slot's own old content down to block `first`. `from` is not
+    /// before `first`: each piece is read before anything at or behind it is written.
+    pub fn shift(&self, first: u32, from: u64, count: u32) -> Result<(), StageError> {
+        let mut at = 0;
+        while at < count {
+            let step = (count - at).min(CHUNK_BLOCKS);
+            let mut bytes = vec![0; byte_of(step) as usize];
+            self.standby.read_at(from + byte_of(at), &mut bytes)?;
+            self.put(first + at, &bytes)?;
+            at += step;
+        }
+        Ok(())
+    }
+
+    /// Counts blocks that are right already.
+    pub fn keep(&self, count: u32) {
+        self.tally.skipped.fetch_add(u64::from(count), Ordering::Relaxed);
+    }
+
+    /// Reads the active slot; beyond its end is an error that names both.
+    pub fn read_active(&self, from: u64, bytes: &mut [u8]) -> Result<(), StageError> {
+        let (end, len) = (from.saturating_add(bytes.len() as u64), self.active.as_ref().map_or(0, Source::len));
+        match &self.active {
+            Some(active) if end <= len => Ok(active.read_at(from, bytes)?),
+            _ => Err(StageError::Beyond { from, end, len }),
+        }
+    }
+
+    /// Makes `count` blocks zero.
+    pub fn zero(&self, first: u32, count: u32) -> Result<(), StageError> {
+        (first..first + count).for_each(|index| self.learn(index, zero_hash()));
+        let mut at = first;
+        while at < first + count {
+            let step = (first + count - at).min(CHUNK_BLOCKS);
+            self.zero_chunk(at, step)?;
+            at += step;
+        }
+        Ok(())
+    }
+
+    fn zero_chunk(&self, first: u32, count: u32) -> Result<(), StageError> {
+        if byte_of(first) >= self.old_len && self.standby.kind() == Kind::File {
+            // Beyond the old end a file was extended with a hole: zero already.
+            self.tally.skipped.fetch_add(u64::from(count), Ordering::Relaxed);
+            return Ok(());
+        }
+        if self.held_before(first, count) {
+            self.tally.skipped.fetch_add(u64::from(count), Ordering::Relaxed);
+            return Ok(());
+        }
+        let old = self.read_standby(first, count)?;
+        let blocks = (0_u32..).zip(old.chunks_exact(BLOCK as usize));
+        let unequal = blocks.filter(|(_, block)| block.iter().any(|byte| *byte != 0)).map(|(index, _)| index);
+        let mut written = 0;
+        for (index, count) in runs_of(unequal) {
+            self.standby.zero_at(byte_of(first + index), byte_of(count))?;
+            written += u64::from(count);
+        }
+        self.tally.skipped.fetch_add(u64::from(count) - written, Ordering::Relaxed);
+        self.wrote(written)
+    }
+
+    /// Whether the standby slot was proven to hold all these golden blocks before this run, with no need to read it.
+    pub fn held_before(&self, first: u32, count: u32) -> bool {
+        let Some(before) = &self.before else { return false };
+        let held = |index| before.get(index).is_some_and(|hash| hash != 0 && hash == self.golden.get(index));
+        byte_of(first + count) <= self.old_len && (first..first + count).all(held)
+    }
+
+    /// Reads golden blocks back from the standby slot.
+    pub fn read_standby(&self, first: u32, count: u32) -> Result<Vec<u8>, StageError> {
+        let mut bytes = vec![0; byte_of(count) as usize];
+        self.standby.read_at(byte_of(first), &mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn write_unequal(&self, first: u32, bytes: &[u8]) -> Result<(), StageError> {
+        let count = (bytes.len() as u64 / BLOCK) as u32;
+        let old = if byte_of(first) >= self.old_len { Vec::new() } else { self.read_standby(first, count)? };
+        let span = |index: u32, count: u32| byte_of(index) as usize..byte_of(index + count) as usize;
+        let unequal = (0..count).filter(|index| old.get(span(*index, 1)) != bytes.get(span(*index, 1)));
+        let mut written = 0;
+        for (index, count) in runs_of(unequal) {
+            self.standby.write_at(byte_of(first + index), bytes.get(span(index, count)).unwrap_or(&[]))?;
+            written += u64::from(count);
+        }
+        self.tally.skipped.fetch_add(u64::from(count) - written, Ordering::Relaxed);
+        self.wrote(written)
+    }
+
+    fn wrote(&self, blocks: u64) -> Result<(), StageError> {
+        self.tally.written.fetch_add(blocks, Ordering::Relaxed);
+        let unsynced = self.unsynced.fetch_add(blocks * BLOCK, Ordering::Relaxed) + blocks * BLOCK;
+        if unsynced >= SYNC_EVERY {
+            self.unsynced.store(0, Ordering::Relaxed);
+            self.standby.sync_data()?;
+        }
+        Ok(())
+    }
+
+    /// Makes everything durable, and forgets what is cached, so that the read-back comes from the medium.
+    pub fn settle(&self) -> Result<(), StageError> {
+        self.standby.sync_data()?;
+        self.standby.advise(Advice::Forget);
+        Ok(())
+    }
+}

@@ -1,0 +1,339 @@
+//! The swap: the verbs `activate` and `rollback`, which need no server.
+//!
+//! ```text
+//!  standby proven after the active slot  ──activate──▶  it becomes active
+//!  standby proven before the active slot ──rollback──▶  it becomes active again, read back first;
+//!                                                       the release that was left is held: see below
+//! ```
+//! Both are the same atomic step; the records' order tells which of the two words fits, so that neither does the other's
+//! work by mistake. After a rollback the channel still points at the release that was left. [`Journal::hold`] keeps the
+//! daemon from going there again by itself: until the channel moves on, or somebody says `activate`, `sync` or orders a
+//! fleet sync.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use goldsync_proto::digest::{Digest, ImageId};
+use goldsync_proto::limits::REGION;
+use goldsync_proto::release::ReleaseRef;
+use goldsync_proto::wire::Progress;
+use serde::Serialize;
+
+use crate::boot::{Activation, ActivationError, Holds};
+use crate::config::Slots;
+use crate::journal::{Journal, JournalError, Proven, RunLock, SlotRecord};
+use crate::slot::{Advice, SlotError, SlotName, Source};
+
+/// Why the slots were not swapped. The active slot is as it was.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SwapError {
+    /// The state folder.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The activation back-end.
+    #[error(transparent)]
+    Activation(#[from] ActivationError),
+    /// The slot.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    /// The standby slot holds nothing that may be activated.
+    #[error("standby slot {slot} {state}; nothing to activate: run `goldsync-agent download` first")]
+    NotProven {
+        /// Which slot.
+        slot: SlotName,
+        /// What it holds instead.
+        state: &'static str,
+    },
+    /// The standby slot holds what ran before.
+    #[error(
+        "standby slot {slot} holds {release}, which was proven before the active slot's; to go back to it, run `goldsync-agent rollback`; for something newer, `goldsync-agent download`"
+    )]
+    Older {
+        /// Which slot.
+        slot: SlotName,
+        /// What it holds.
+        release: ReleaseRef,
+    },
+    /// The standby slot holds what has not run yet.
+    #[error(
+        "standby slot {slot} holds {release}, which is newer than what runs; nothing to go back to: to go on to it, run `goldsync-agent activate`"
+    )]
+    Newer {
+        /// Which slot.
+        slot: SlotName,
+        /// What it holds.
+        release: ReleaseRef,
+    },
+    /// Nothing ran before.
+    #[error("no slot is active, so there is nothing to go back from")]
+    NothingActive,
+    /// The standby slot is not what the record says.
+    #[error(
+        "slot {slot} reads back as {got}, not as {expected}: it was changed or its disk is failing; it was not activated, and its record is cleared; run `goldsync-agent download` to make it anew"
+    )]
+    Unproven {
+        /// Which slot.
+        slot: SlotName,
+        /// As read.
+        got: ImageId,
+        /// As recorded.
+        expected: ImageId,
+    },
+    /// Asked to stop.
+    #[error("stopped on request; nothing was changed")]
+    Stopped,
+}
+
+/// What a swap did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Swapped {
+    /// The slot that was active.
+    pub from: Option<SlotName>,
+    /// The slot that is active now.
+    pub to: SlotName,
+    /// What it holds.
+    pub image: ImageId,
+    /// Its release.
+    pub release: ReleaseRef,
+}
+
+/// The places and records that a swap needs. The caller holds the [`RunLock`].
+pub struct Swap<'a> {
+    /// Where the slots are.
+    pub slots: &'a Slots,
+    /// What was proven.
+    pub journal: &'a Journal,
+    /// How a slot becomes active.
+    pub activation: &'a dyn Activation,
+    /// That nobody else is at it.
+    pub lock: &'a RunLock,
+}
+
+impl Swap<'_> {
+    /// Activates what was staged and proven since the last swap.
+    pub fn activate(&self) -> Result<Swapped, SwapError> {
+        let (active, standby, proven) = self.look()?;
+        if self.newer(active, &proven)? { self.step(active, standby, proven) } else { Err(older(standby, proven)) }
+    }
+
+    /// Activates whatever the standby slot was proven to hold, older or newer: for a channel that was pointed back at what
+    /// ran before. The caller has just proven it.
+    pub fn to_standby(&self) -> Result<Swapped, SwapError> {
+        let (active, standby, proven) = self.look()?;
+        self.step(active, standby, proven)
+    }
+
+    /// Goes back to what was active before, after reading it back, and holds the release that is left.
+    pub fn rollback(&self, progress: &dyn Fn(Progress), stop: &AtomicBool) -> Result<Swapped, SwapError> {
+        let (active, standby, proven) = self.look()?;
+        let Some(left) = active else { return Err(SwapError::NothingActive) };
+        if self.newer(active, &proven)? {
+            return Err(SwapError::Newer { slot: standby, release: proven.release });
+        }
+        self.prove(standby, &proven, progress, stop)?;
+        if let SlotRecord::Proven(left) = self.journal.slot(left)? {
+            // Before the step: a crash in between costs one manual `sync`, the other order would undo the rollback.
+            self.journal.set_hold(left.image, &left.release)?;
+        }
+        let swapped = self.activate_slot(active, standby, proven)?;
+        Ok(swapped)
+    }
+
+    /// Reads the whole standby slot back and compares it with its record, which is cleared if it does not fit.
+    pub fn prove(
+        &self,
+        slot: SlotName,
+        proven: &Proven,
+        progress: &dyn Fn(Progress),
+        stop: &AtomicBool,
+    ) -> Result<(), SwapError> {
+        let got = hash_slot(&Source::open(slot, self.slots.path(slot))?, proven.size, progress, stop)?;
+        if got != proven.image {
+            self.journal.set_empty(slot)?;
+            return Err(SwapError::Unproven { slot, got, expected: proven.image });
+        }
+        Ok(())
+    }
+
+    /// The active slot, the standby slot, and what the latter was proven to hold.
+    pub fn look(&self) -> Result<(Option<SlotName>, SlotName, Proven), SwapError> {
+        let active = self.activation.active()?;
+        // With nothing active, either slot may be the one that was staged; the engine begins with a.
+        let standby = match active {
+            Some(active) => active.other(),
+            None if self.journal.slot(SlotName::A)?.proven().is_some() => SlotName::A,
+            None => SlotName::B,
+        };
+        match self.journal.slot(standby)? {
+            SlotRecord::Proven(proven) => Ok((active, standby, proven)),
+            SlotRecord::Staging(_) => Err(SwapError::NotProven { slot: standby, state: "is only half written" }),
+            SlotRecord::Empty => Err(SwapError::NotProven { slot: standby, state: "holds nothing that was proven" }),
+        }
+    }
+
+    /// Whether the standby slot was proven after the active one. An active slot without a record (the machine came
+    /// with it) is older than anything proven here.
+    fn newer(&self, active: Option<SlotName>, standby: &Proven) -> Result<bool, SwapError> {
+        let record = active.map(|active| self.journal.slot(active)).transpose()?;
+        Ok(record.as_ref().and_then(SlotRecord::proven).is_none_or(|active| standby.at > active.at))
+    }
+
+    fn step(&self, from: Option<SlotName>, to: SlotName, proven: Proven) -> Result<Swapped, SwapError> {
+        let swapped = self.activate_slot(from, to, proven)?;
+        self.journal.clear_hold()?;
+        Ok(swapped)
+    }
+
+    fn activate_slot(&self, from: Option<SlotName>, to: SlotName, proven: Proven) -> Result<Swapped, SwapError> {
+        let Proven { image, release, .. } = proven;
+        self.activation.activate(to, &Holds { image, release: release.clone() })?;
+        Ok(Swapped { from, to, image, release })
+    }
+}
+
+fn older(slot: SlotName, proven: Proven) -> SwapError {
+    SwapError::Older { slot, release: proven.release }
+}
+
+/// The BLAKE3 of the first `size` bytes, read from the medium.
+fn hash_slot(source: &Source, size: u64, progress: &dyn Fn(Progress), stop: &AtomicBool) -> Result<ImageId, SwapError> {
+    source.advise(Advice::Forget);
+    source.advise(Advice::Sequential);
+    let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; REGION as usize]);
+    let mut at = 0;
+    while at < size {
+        if stop.load(Ordering::Relaxed) {
+            return Err(SwapError::Stopped);
+        }
+        let step = (size - at).min(REGION) as usize;
+        let part = &mut buffer[..step];
+        source.read_at(at, part)?;
+        hasher.update(part);
+        at += step as u64;
+        progress(Progress { done: at, total: size, received: 0 });
+    }
+    Ok(ImageId(Digest(*hasher.finalize().as_bytes())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::boot::Symlink;
+    use std::fs;
+
+    struct Bench {
+        _folder: tempfile::TempDir,
+        slots: Slots,
+        journal: Journal,
+        activation: Symlink,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let slots = Slots { a: folder.path().join("a"), b: folder.path().join("b"), size: None };
+            let journal = Journal::open(&folder.path().join("state")).unwrap();
+            let activation = Symlink::new(folder.path().join("current"), &slots);
+            Self { _folder: folder, slots, journal, activation }
+        }
+
+        /// Puts a proven image into a slot.
+        fn stage(&self, slot: SlotName, release: &str) {
+            let bytes = release.repeat(5000);
+            fs::write(self.slots.path(slot), &bytes).unwrap();
+            let image = ImageId::of(bytes.as_bytes());
+            self.journal.set_proven(slot, image, &release.parse().unwrap(), bytes.len() as u64).unwrap();
+            // Proofs are told apart by their times.
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+
+        fn swap<T>(&self, work: impl FnOnce(&Swap<'_>) -> T) -> T {
+            let lock = self.journal.lock().unwrap();
+            work(&Swap { slots: &self.slots, journal: &self.journal, activation: &self.activation, lock: &lock })
+        }
+
+        fn activate(&self) -> Result<Swapped, SwapError> {
+            self.swap(Swap::activate)
+        }
+
+        fn rollback(&self) -> Result<Swapped, SwapError> {
+            self.swap(|swap| swap.rollback(&|_| {}, &AtomicBool::new(false)))
+        }
+
+        fn held(&self) -> Option<String> {
+            self.journal.hold().unwrap().map(|hold| hold.release.to_string())
+        }
+    }
+
+    #[test]
+    fn activate_goes_on_and_rollback_goes_back() {
+        let bench = Bench::new();
+        assert!(matches!(bench.activate(), Err(SwapError::NotProven { .. })));
+        bench.stage(SlotName::A, "web:1");
+        assert!(matches!(bench.rollback(), Err(SwapError::NothingActive)));
+        let first = bench.activate().unwrap();
+        assert_eq!((first.from, first.to), (None, SlotName::A));
+        assert!(matches!(bench.activate(), Err(SwapError::NotProven { slot: SlotName::B, .. })));
+        bench.stage(SlotName::B, "web:2");
+        assert!(matches!(bench.rollback(), Err(SwapError::Newer { .. })));
+        assert_eq!(bench.activate().unwrap().to, SlotName::B);
+        assert_eq!(bench.held(), None);
+        assert!(matches!(bench.activate(), Err(SwapError::Older { .. })));
+        let back = bench.rollback().unwrap();
+        assert_eq!((back.from, back.to, back.release.to_string()), (Some(SlotName::B), SlotName::A, "web:1".into()));
+        assert_eq!(bench.held().as_deref(), Some("web:2"), "the release that was left is not tried again unasked");
+        assert!(matches!(bench.rollback(), Err(SwapError::Newer { .. })));
+        assert_eq!(bench.activate().unwrap().release.to_string(), "web:2");
+        assert_eq!(bench.held(), None, "somebody said so");
+    }
+
+    #[test]
+    fn a_slot_that_changed_is_not_gone_back_to() {
+        let bench = Bench::new();
+        bench.stage(SlotName::A, "web:1");
+        bench.activate().unwrap();
+        bench.stage(SlotName::B, "web:2");
+        bench.activate().unwrap();
+        let mut bytes = fs::read(bench.slots.path(SlotName::A)).unwrap();
+        bytes[12_345] ^= 1;
+        fs::write(bench.slots.path(SlotName::A), bytes).unwrap();
+        let error = bench.rollback().unwrap_err();
+        assert!(matches!(error, SwapError::Unproven { slot: SlotName::A, .. }), "{error}");
+        assert_eq!(bench.activation.active().unwrap(), Some(SlotName::B));
+        assert_eq!((bench.held(), bench.journal.slot(SlotName::A).unwrap()), (None, SlotRecord::Empty));
+    }
+
+    #[test]
+    fn a_slot_that_was_cut_short_is_an_error_of_the_slot() {
+        let bench = Bench::new();
+        bench.stage(SlotName::A, "web:1");
+        bench.activate().unwrap();
+        bench.stage(SlotName::B, "web:2");
+        bench.activate().unwrap();
+        fs::write(bench.slots.path(SlotName::A), "short").unwrap();
+        assert!(matches!(bench.rollback(), Err(SwapError::Slot(SlotError::Read { .. }))));
+    }
+
+    #[test]
+    fn a_stopped_proof_changes_nothing() {
+        let bench = Bench::new();
+        bench.stage(SlotName::A, "web:1");
+        bench.activate().unwrap();
+        bench.stage(SlotName::B, "web:2");
+        bench.activate().unwrap();
+        let stopped = bench.swap(|swap| swap.rollback(&|_| {}, &AtomicBool::new(true)));
+        assert!(matches!(stopped, Err(SwapError::Stopped)));
+        assert_eq!(bench.activation.active().unwrap(), Some(SlotName::B));
+        assert!(bench.journal.slot(SlotName::A).unwrap().proven().is_some());
+    }
+
+    #[test]
+    fn a_machine_that_came_with_its_image_can_go_on() {
+        let bench = Bench::new();
+        fs::write(&bench.slots.a, "unknown").unwrap();
+        std::os::unix::fs::symlink(&bench.slots.a, bench.slots.a.with_file_name("current")).unwrap();
+        bench.stage(SlotName::B, "web:1");
+        assert_eq!(bench.activate().unwrap().to, SlotName::B);
+        assert!(matches!(bench.rollback(), Err(SwapError::NotProven { slot: SlotName::A, .. })));
+    }
+}

@@ -1,0 +1,626 @@
+//! The flow of one update, and its verbs: check, download, sync. (`activate` and `rollback` are in [`crate::swap`].)
+//!
+//! ```text
+//! check ─▶ plan ─▶ fetch + stage ─▶ verify ─▶ (proven) ─▶ swap
+//!   │ nothing new                                 │
+//!   └▶ up to date                                 └▶ later, by `activate`
+//! ```
+//! Each verb that changes anything holds the state folder's lock from its first look to its last write. Whatever fails, and
+//! wherever, the active slot is as it was: it is written by nobody, and the swap comes after the proof. What was staged stays,
+//! and the next run goes on from it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use goldsync_proto::block::Geometry;
+use goldsync_proto::digest::ImageId;
+use goldsync_proto::limits::{BLOCK, TRUST_BYTES_MAX, TRUST_FILE_MAX, TRUST_FILES_MAX};
+use goldsync_proto::plan::{Plan, Source as From, Step};
+use goldsync_proto::release::{Manifest, ManifestError, ReleaseRef};
+use goldsync_proto::wire::{Account, Answer, Outcome, Phase, Progress, Report, Request, SlotReport};
+use tokio_util::sync::CancellationToken;
+
+use crate::boot::{Activation, ActivationError};
+use crate::config::Config;
+use crate::fetch;
+use crate::job::{Base, Job, JobError};
+use crate::journal::{Journal, JournalError, Proven, RunLock};
+use crate::link::{Link, LinkError, Wire};
+use crate::plan;
+use crate::slot::{SlotError, SlotName, Source, Standby, Wanted};
+use crate::stage::{Stage, StageError};
+use crate::swap::{Swap, SwapError};
+use crate::trust::{Trust, TrustError};
+use crate::verify;
+
+/// Rounds of asking for signed metadata: roles, then the pointer, then its manifest; one more for a move in between.
+const TRUST_ROUNDS: usize = 4;
+
+/// How often progress is told.
+const TICK: Duration = Duration::from_millis(250);
+
+/// What a verb tells while it works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A step of the flow begins.
+    Phase(Phase),
+    /// How far it is.
+    Progress(Progress),
+    /// For people.
+    Note(String),
+}
+
+/// Takes events; called from any thread, must not block.
+pub type Events = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// What the verbs work with.
+pub struct Context {
+    /// As the operator wrote it.
+    pub config: Arc<Config>,
+    /// What was proven.
+    pub journal: Journal,
+    /// Which slot is active.
+    pub activation: Box<dyn Activation>,
+    /// What was signed.
+    pub trust: Trust,
+    /// The server; `None` for verbs that need none.
+    pub link: Option<Arc<Link>>,
+    /// Who is told.
+    pub events: Events,
+    /// Set when the work shall stop at the next safe place.
+    pub stop: CancellationToken,
+}
+
+/// Why a verb failed. The active slot is as it was.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UpdateError {
+    /// Plan, fetch, stage or proof.
+    #[error(transparent)]
+    Job(#[from] JobError),
+    /// Signed metadata.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// A signed manifest that says the impossible.
+    #[error("release {release}: {error}")]
+    Manifest {
+        /// Which.
+        release: ReleaseRef,
+        /// Why.
+        error: ManifestError,
+    },
+    /// Which slot is active.
+    #[error(transparent)]
+    Activation(#[from] ActivationError),
+    /// The release wants a newer agent.
+    #[error("release {release} needs goldsync-agent {minimum} or newer, this is {have}; update the agent first")]
+    TooOld {
+        /// Which.
+        release: ReleaseRef,
+        /// As signed.
+        minimum: String,
+        /// This one.
+        have: &'static str,
+    },
+    /// The channel points nowhere.
+    #[error("channel {channel} has no release yet; promote one: `goldsync promote NAME:VERSION {channel}`")]
+    NoRelease {
+        /// Which.
+        channel: goldsync_proto::release::Word,
+    },
+    /// The swap.
+    #[error(transparent)]
+    Swap(#[from] SwapError),
+    /// No slot is active.
+    #[error("no slot is active yet; `goldsync-agent sync` installs one")]
+    NoActive,
+    /// Nothing says what the active slot should be.
+    #[error("slot {slot} is active, but no release was ever proven in it; `goldsync-agent sync` makes it one")]
+    Unclaimed {
+        /// The active slot.
+        slot: SlotName,
+    },
+    /// A verb that needs the server was called without one.
+    #[error("this needs the server, and there is no connection")]
+    NoLink,
+}
+
+macro_rules! through_job {
+    ($($error:ty),*) => {$(
+        impl std::convert::From<$error> for UpdateError {
+            fn from(error: $error) -> Self {
+                Self::Job(error.into())
+            }
+        }
+    )*};
+}
+through_job!(LinkError, JournalError, StageError, crate::fetch::FetchError);
+
+impl std::convert::From<SlotError> for UpdateError {
+    fn from(error: SlotError) -> Self {
+        StageError::from(error).into()
+    }
+}
+
+impl UpdateError {
+    /// The process's exit code, as documented in `--help`.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Job(JobError::Link(_)) | Self::NoLink => 4,
+            Self::Job(JobError::Stage(_)) | Self::Swap(SwapError::Slot(_)) => 5,
+            Self::Job(JobError::Proof { .. }) | Self::Swap(SwapError::Unproven { .. }) => 7,
+            Self::Job(JobError::Journal(JournalError::Busy { .. })) => 75,
+            Self::Job(JobError::Stopped) => 130,
+            Self::Trust(_) | Self::Manifest { .. } | Self::TooOld { .. } => 3,
+            _ => 1,
+        }
+    }
+}
+
+/// What `check` found.
+#[derive(Clone, Debug)]
+pub struct Check {
+    /// The release that the channel points at.
+    pub target: Manifest,
+    /// The active slot.
+    pub active: Option<SlotName>,
+    /// What it holds, as far as this node knows.
+    pub running: Option<Proven>,
+    /// What is to be done.
+    pub verdict: Verdict,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing: the active slot holds it.
+    UpToDate,
+    /// Activate: the standby slot holds it, proven.
+    Staged,
+    /// Download and activate.
+    Update,
+}
+
+impl Context {
+    fn tell(&self, event: Event) {
+        (self.events)(event);
+    }
+
+    /// The connection.
+    pub fn link(&self) -> Result<Arc<Link>, UpdateError> {
+        self.link.clone().ok_or(UpdateError::NoLink)
+    }
+
+    /// Where the next image goes.
+    pub fn standby(&self) -> Result<SlotName, UpdateError> {
+        Ok(self.activation.active()?.map_or(SlotName::A, SlotName::other))
+    }
+
+    /// What a slot was proven to hold.
+    pub fn proven(&self, slot: SlotName) -> Result<Option<Proven>, UpdateError> {
+        Ok(self.journal.slot(slot)?.proven().cloned())
+    }
+
+    /// How this node is: slots and last error. The phase is the caller's to know.
+    pub fn report(&self) -> Result<Report, UpdateError> {
+        let active = self.activation.active()?;
+        let slot = |name: SlotName| -> Result<Option<SlotReport>, UpdateError> {
+            let proven = self.proven(name)?;
+            let Ok(word) = name.as_str().parse() else { return Ok(None) };
+            let (image, release) = (proven.as_ref().map(|proven| proven.image), proven.map(|proven| proven.release));
+            Ok(Some(SlotReport { slot: word, image, release }))
+        };
+        let running = active.map(|name| self.proven(name)).transpose()?.flatten();
+        let drift = self.journal.drift()?.filter(|drift| Some(drift.image) == running.as_ref().map(|r| r.image));
+        let error = match self.journal.last()?.map(|last| last.outcome) {
+            Some(Outcome::Failed { error }) => Some(error),
+            _ => None,
+        };
+        Ok(Report {
+            active: active.map(slot).transpose()?.flatten(),
+            standby: slot(self.standby()?)?,
+            phase: Phase::Idle,
+            progress: None,
+            error,
+            drifted: drift.map(|drift| drift.drifted),
+        })
+    }
+}
+
+/// Fetches signed metadata that is newer than ours, and verifies all of it again.
+pub async fn refresh(ctx: &mut Context) -> Result<(), UpdateError> {
+    let mut want = Vec::new();
+    for _ in 0..TRUST_ROUNDS {
+        let files = trust_files(ctx.link()?.as_ref(), ctx.trust.have(), want).await?;
+        ctx.trust.absorb(files).await?;
+        want = ctx.trust.wanted(&ctx.config.channel).await?;
+        if want.is_empty() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Asks for one release's manifest, if it is not held.
+pub async fn manifest(ctx: &mut Context, release: &ReleaseRef) -> Result<Manifest, UpdateError> {
+    if let Ok(manifest) = ctx.trust.manifest(release).await {
+        return Ok(manifest);
+    }
+    let files = trust_files(ctx.link()?.as_ref(), ctx.trust.have(), vec![release.target()]).await?;
+    ctx.trust.absorb(files).await?;
+    Ok(ctx.trust.manifest(release).await?)
+}
+
+async fn trust_files(
+    link: &Link,
+    have: std::collections::BTreeMap<String, u64>,
+    want: Vec<String>,
+) -> Result<Vec<(String, Vec<u8>)>, UpdateError> {
+    let (answer, mut body) = link.ask(&Request::Trust { have, want }).await?;
+    let Answer::Trust { files } = answer else {
+        return Err(fetch::unexpected("a request for signed metadata", &answer).into());
+    };
+    let total: u64 = files.iter().fold(0, |sum, file| sum.saturating_add(file.length));
+    if files.len() > TRUST_FILES_MAX || total > TRUST_BYTES_MAX {
+        let (what, got, expected) = ("signed metadata", total, TRUST_BYTES_MAX);
+        return Err(fetch::FetchError::Length { what, got, expected }.into());
+    }
+    let mut read = Vec::with_capacity(files.len());
+    for file in files {
+        read.push((file.name, body.bytes(file.length, TRUST_FILE_MAX, "signed metadata").await?));
+    }
+    body.end("signed metadata").await?;
+    Ok(read)
+}
+
+/// Is there something new, signed and allowed? Changes nothing but the local copy of signed metadata.
+pub async fn check(ctx: &mut Context) -> Result<Check, UpdateError> {
+    ctx.tell(Event::Phase(Phase::Check));
+    refresh(ctx).await?;
+    let channel = ctx.config.channel.clone();
+    let (_, target) = ctx.trust.desired(&channel).await?.ok_or(UpdateError::NoRelease { channel })?;
+    judge(ctx, target).await
+}
+
+async fn judge(ctx: &mut Context, target: Manifest) -> Result<Check, UpdateError> {
+    acceptable(&target)?;
+    let active = ctx.activation.active()?;
+    let running = active.map(|slot| ctx.proven(slot)).transpose()?.flatten();
+    let standby = ctx.proven(ctx.standby()?)?;
+    let holds = |proven: &Option<Proven>| proven.as_ref().is_some_and(|proven| proven.image == target.image);
+    let verdict = if holds(&running) {
+        Verdict::UpToDate
+    } else if holds(&standby) {
+        Verdict::Staged
+    } else {
+        Verdict::Update
+    };
+    Ok(Check { target, active, running, verdict })
+}
+
+fn acceptable(target: &Manifest) -> Result<Geometry, UpdateError> {
+    let release = || target.release.clone();
+    let geometry = target.check().map_err(|error| UpdateError::Manifest { release: release(), error })?;
+    let have = env!("CARGO_PKG_VERSION");
+    match &target.minimum_agent {
+        Some(minimum) if numbers(minimum) > numbers(have) => {
+            Err(UpdateError::TooOld { release: release(), minimum: minimum.clone(), have })
+        }
+        _ => Ok(geometry),
+    }
+}
+
+/// A version's numbers, for comparison: `1.10.2` comes after `1.9`.
+fn numbers(version: &str) -> Vec<u64> {
+    version.split(['.', '-', '+']).map_while(|part| part.parse().ok()).collect()
+}
+
+/// Check, and bring the standby slot to the channel's release, proven. Activates nothing.
+pub async fn download(ctx: &mut Context) -> Result<(Check, Option<Account>), UpdateError> {
+    let _lock = ctx.journal.lock()?;
+    let begun = Begun::now(ctx);
+    let check = check(ctx).await?;
+    let account = match check.verdict {
+        Verdict::UpToDate | Verdict::Staged => None,
+        Verdict::Update => stage(ctx, &check.target, &begun).await?,
+    };
+    Ok((check, account))
+}
+
+/// Check, download, activate: the whole chain. Does nothing if the channel's release runs already.
+pub async fn sync(ctx: &mut Context) -> Result<Outcome, UpdateError> {
+    let lock = ctx.journal.lock()?;
+    let begun = Begun::now(ctx);
+    let check = check(ctx).await?;
+    let staged = match check.verdict {
+        Verdict::UpToDate => None,
+        Verdict::Staged if still_proven(ctx, ctx.standby()?).await? => Some(begun.account(ctx, "staged", None)),
+        Verdict::Staged | Verdict::Update => stage(ctx, &check.target, &begun).await?,
+    };
+    let Some(account) = staged else {
+        ctx.tell(Event::Phase(Phase::Idle));
+        return Ok(Outcome::UpToDate);
+    };
+    swap(ctx, &lock)?;
+    Ok(Outcome::Updated { account: begun.finish(ctx, account) })
+}
+
+/// Makes the standby slot, just proven, the active one.
+pub(crate) fn swap(ctx: &Context, lock: &RunLock) -> Result<(), UpdateError> {
+    ctx.tell(Event::Phase(Phase::Swap));
+    let (slots, journal, activation) = (&ctx.config.slots, &ctx.journal, ctx.activation.as_ref());
+    Swap { slots, journal, activation, lock }.to_standby()?;
+    ctx.tell(Event::Phase(Phase::Idle));
+    Ok(())
+}
+
+/// Reads a slot that was proven in an earlier run once more: disks rot, and what is activated must be golden now. A record
+/// that is no longer true is cleared.
+async fn still_proven(ctx: &Context, slot: SlotName) -> Result<bool, UpdateError> {
+    ctx.tell(Event::Phase(Phase::Verify));
+    let Some(proven) = ctx.proven(slot)? else { return Ok(false) };
+    let source = Source::open(slot, ctx.config.slots.path(slot))?;
+    if hash_slot(ctx, source, proven.size).await? == Some(proven.image) {
+        return Ok(true);
+    }
+    ctx.tell(Event::Note(format!(
+        "slot {slot} was proven to hold {} and no longer does; staging it anew",
+        proven.release
+    )));
+    ctx.journal.set_empty(slot)?;
+    Ok(false)
+}
+
+/// The image id of a slot's first `size` bytes; `None` if it has fewer.
+async fn hash_slot(ctx: &Context, source: Source, size: u64) -> Result<Option<ImageId>, UpdateError> {
+    let Some(geometry) = Geometry::new(size).ok().filter(|_| source.len() >= size) else { return Ok(None) };
+    let (threads, stop) = (ctx.config.limits.threads, ctx.stop.clone());
+    let hash = move || {
+        verify::hash_regions(threads, &stop, geometry, |at, bytes| Ok(source.read_at(at, bytes)?))
+            .map(|(id, _)| Some(id))
+    };
+    let hashed = tokio::task::spawn_blocking(hash).await;
+    Ok(hashed.map_err(|error| JobError::Worker(error.to_string()))??)
+}
+
+/// When a verb began, and what the connection had moved by then.
+struct Begun {
+    at: Instant,
+    wire: Wire,
+}
+
+impl Begun {
+    /// A connection made for this verb counts whole, its handshake included; a daemon's counts from here.
+    fn now(ctx: &Context) -> Self {
+        let at = Instant::now();
+        let wire = ctx.link.as_ref().map(|link| (link.wire(), link.handshake()));
+        let wire = wire.map(|(now, handshake)| if now == handshake { Wire::default() } else { now });
+        Self { at, wire: wire.unwrap_or_default() }
+    }
+
+    fn account(&self, ctx: &Context, path: &str, job: Option<&Job>) -> Account {
+        let count = |pick: fn(&crate::stage::Tally) -> &std::sync::atomic::AtomicU64| {
+            job.map_or(0, |job| pick(&job.stage.tally).load(Ordering::Relaxed))
+        };
+        let account = Account {
+            path: path.to_owned(),
+            written: count(|tally| &tally.written),
+            skipped: count(|tally| &tally.skipped),
+            repaired: count(|tally| &tally.repaired),
+            ..Account::default()
+        };
+        self.finish(ctx, account)
+    }
+
+    fn finish(&self, ctx: &Context, account: Account) -> Account {
+        let wire = ctx.link.as_ref().map_or(Wire::default(), |link| link.wire().since(self.wire));
+        let elapsed_ms = self.at.elapsed().as_millis() as u64;
+        Account { received: wire.received, sent: wire.sent, elapsed_ms, ..account }
+    }
+}
+
+/// Brings the standby slot to `target`, proven. `None` if the active slot turns out to hold it already.
+async fn stage(ctx: &Context, target: &Manifest, begun: &Begun) -> Result<Option<Account>, UpdateError> {
+    ctx.tell(Event::Phase(Phase::Plan));
+    let geometry = acceptable(target)?;
+    let base = base(ctx, target).await?;
+    if base.as_ref().is_some_and(|base| base.image == target.image) {
+        return Ok(None);
+    }
+    let job = open_job(ctx, target, geometry, base)?;
+    let path = watched(ctx, &job, make(ctx, &job)).await?;
+    prove(ctx, &job, target).await?;
+    Ok(Some(begun.account(ctx, path, Some(&job))))
+}
+
+/// Makes a standby copy of the active slot's own release, and with it fetches what drifted.
+pub(crate) async fn stage_repair(ctx: &Context, target: &Manifest) -> Result<Account, UpdateError> {
+    let begun = Begun::now(ctx);
+    ctx.tell(Event::Phase(Phase::Repair));
+    let geometry = acceptable(target)?;
+    let base = base(ctx, target).await?;
+    let job = open_job(ctx, target, geometry, base)?;
+    let known = job.base.as_ref().is_some_and(|base| base.image == target.image && base.blocks.is_some());
+    let work = async {
+        if known {
+            let steps = vec![Step::Copy { source: From::Active, from: 0, count: geometry.blocks() }];
+            let (base, target, objects, packs) = (Some(target.image), target.image, vec![], vec![]);
+            let plan = Plan { base, target, geometry, steps, objects, packs };
+            job.blocking(move |job| plan::make_local(job, &plan)).await
+        } else {
+            by_signature(ctx, &job).await.map(|_| ())
+        }
+    };
+    watched(ctx, &job, work).await?;
+    prove(ctx, &job, target).await?;
+    Ok(begun.account(ctx, "repair", Some(&job)))
+}
+
+/// What the active slot holds: by its record, or found out by hashing it.
+async fn base(ctx: &Context, target: &Manifest) -> Result<Option<Base>, UpdateError> {
+    let Some(active) = ctx.activation.active()? else { return Ok(None) };
+    if let Some(proven) = ctx.proven(active)? {
+        // Hashes that are damaged are only lost: the base is then believed without them, and the proof decides.
+        let blocks = ctx.journal.blocks(active, proven.image).unwrap_or(None);
+        return Ok(Some(Base { image: proven.image, blocks }));
+    }
+    let source = Source::open(active, ctx.config.slots.path(active))?;
+    if hash_slot(ctx, Source::open(active, ctx.config.slots.path(active))?, target.size).await? == Some(target.image) {
+        ctx.journal.set_proven(active, target.image, &target.release, target.size)?;
+        return Ok(Some(Base { image: target.image, blocks: None }));
+    }
+    // A file is as long as its image; of a device only its record could tell.
+    let len = if source.kind() == crate::slot::Kind::File { source.len() } else { 0 };
+    let image = hash_slot(ctx, source, len).await?;
+    Ok(image.map(|image| Base { image, blocks: None }))
+}
+
+fn open_job(ctx: &Context, target: &Manifest, geometry: Geometry, base: Option<Base>) -> Result<Arc<Job>, UpdateError> {
+    let name = ctx.standby()?;
+    let active = ctx.activation.active()?.map(|slot| Source::open(slot, ctx.config.slots.path(slot))).transpose()?;
+    let record = ctx.journal.slot(name)?;
+    let standby = Standby::open(&Wanted {
+        name,
+        path: ctx.config.slots.path(name),
+        image: geometry,
+        limit: ctx.config.slots.size,
+        active: active.as_ref(),
+    })?;
+    let before = record.proven().and_then(|proven| ctx.journal.blocks(name, proven.image).unwrap_or(None));
+    let cache = ctx.journal.state().join("cache");
+    let made = std::fs::create_dir_all(&cache);
+    made.map_err(|error| StageError::Scratch { blocks: geometry.blocks(), error })?;
+    // Durable before the first byte: from here on nobody may believe the slot.
+    ctx.journal.set_staging(name, target.image, &target.release)?;
+    let stage = Stage::new(standby, active, geometry, before, &cache)?;
+    Ok(Arc::new(Job {
+        stage,
+        link: ctx.link()?,
+        target: target.clone(),
+        geometry,
+        base,
+        stop: ctx.stop.clone(),
+        threads: ctx.config.limits.threads.max(1),
+        scan_budget: ctx.config.limits.scan_budget,
+        cache,
+    }))
+}
+
+/// Tells progress while `work` goes on.
+async fn watched<T>(
+    ctx: &Context,
+    job: &Arc<Job>,
+    work: impl Future<Output = Result<T, JobError>>,
+) -> Result<T, UpdateError> {
+    let start = job.link.wire();
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return Ok(done?),
+            _ = ticks.tick() => {
+                let done = (job.stage.tally.done() * BLOCK).min(job.target.size);
+                let received = job.link.wire().since(start).received;
+                ctx.tell(Event::Progress(Progress { done, total: job.target.size, received }));
+            }
+            () = ctx.stop.cancelled() => return Err(JobError::Stopped.into()),
+        }
+    }
+}
+
+/// Stages the target by the best way there is; says which.
+async fn make(ctx: &Context, job: &Arc<Job>) -> Result<&'static str, JobError> {
+    if let Some(base) = job.base.as_ref().map(|base| base.image)
+        && let Some(plan) = plan::from_server(job, Some(base)).await?
+    {
+        carry_out(ctx, job, plan).await?;
+        return Ok("pack");
+    }
+    if (job.stage.active.is_some() || !job.stage.fresh()) && by_signature(ctx, job).await? {
+        return Ok("signature");
+    }
+    match plan::from_server(job, None).await? {
+        Some(plan) => {
+            carry_out(ctx, job, plan).await?;
+            Ok("cold")
+        }
+        None => {
+            ctx.tell(Event::Phase(Phase::Fetch));
+            fetch_runs(job, vec![(0, job.geometry.blocks())]).await?;
+            Ok("blocks")
+        }
+    }
+}
+
+/// Local steps and packs at the same time: they write different blocks.
+async fn carry_out(ctx: &Context, job: &Arc<Job>, plan: Plan) -> Result<(), JobError> {
+    ctx.tell(Event::Phase(Phase::Fetch));
+    check_space(job, &plan)?;
+    let plan = Arc::new(plan);
+    let local = plan.clone();
+    tokio::try_join!(job.blocking(move |job| plan::make_local(job, &local)), fetch::packs::run(job, &plan),)?;
+    Ok(())
+}
+
+/// Plans by the signature and carries it out; `false` if next to nothing of the golden image is here, and a cold fetch is
+/// better.
+async fn by_signature(ctx: &Context, job: &Arc<Job>) -> Result<bool, JobError> {
+    let plan = plan::own::make(job).await?;
+    let (fetched, blocks) = plan::fetched_share(&plan);
+    ctx.tell(Event::Note(format!("{} of {blocks} blocks are here already", blocks - fetched)));
+    if fetched * 10 > blocks * 9 {
+        return Ok(false);
+    }
+    ctx.tell(Event::Phase(Phase::Fetch));
+    check_space(job, &plan)?;
+    let runs = plan::fetched_runs(&plan);
+    // In this order: what the standby slot holds is a source until it is moved.
+    job.blocking(move |job| plan::make_local(job, &plan)).await?;
+    fetch_runs(job, runs).await?;
+    Ok(true)
+}
+
+async fn fetch_runs(job: &Arc<Job>, runs: Vec<(u32, u32)>) -> Result<(), JobError> {
+    fetch::blocks(job, job.target.image, &runs, |job, first, bytes| Ok(job.stage.put(first, bytes)?)).await
+}
+
+fn check_space(job: &Job, plan: &Plan) -> Result<(), JobError> {
+    let zeros: u64 =
+        plan.steps.iter().filter(|step| matches!(step, Step::Zero { .. })).map(|s| u64::from(s.count())).sum();
+    let data = job.geometry.size() - zeros * BLOCK;
+    Ok(job.stage.standby.check_space(data).map_err(StageError::from)?)
+}
+
+/// Reads back, mends, and makes the proof durable.
+async fn prove(ctx: &Context, job: &Arc<Job>, target: &Manifest) -> Result<(), UpdateError> {
+    ctx.tell(Event::Phase(Phase::Verify));
+    watched(ctx, job, verify::prove(job)).await?;
+    job.blocking(verify::learn_rest).await?;
+    let slot = job.stage.standby.name();
+    let mut blocks = ctx.journal.write_blocks(slot, target.image)?;
+    let all: Vec<u32> = (0..job.geometry.blocks()).collect();
+    for part in all.chunks(4096) {
+        let hashes: Vec<u64> = part.iter().map(|block| job.stage.golden.get(*block)).collect();
+        blocks.push(&hashes)?;
+    }
+    blocks.finish()?;
+    ctx.journal.set_proven(slot, target.image, &target.release, target.size)?;
+    // Sections were kept for an interrupted run only.
+    let _ = std::fs::remove_dir_all(&job.cache);
+    ctx.tell(Event::Phase(Phase::Staged));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_their_numbers() {
+        assert!(numbers("0.10.0") > numbers("0.9.9"));
+        assert!(numbers("1.0") > numbers("0.99"));
+        assert_eq!(numbers("1.2.3-rc1"), numbers("1.2.3"));
+    }
+}

@@ -1,0 +1,120 @@
+//! The proof: the whole standby slot read back, and its BLAKE3 held against the image id.
+//!
+//! ```text
+//! settle (sync, forget) ─▶ read back ─▶ the image id?  yes: proven
+//!            ▲                             │ no
+//!            └──── fetch those ◀── which blocks are wrong? by the golden hashes known here, or by the signed subtrees
+//! ```
+//! This is the one gate before the swap, and it does not care how the bytes came there: a drifted base, a lying server, a
+//! broken plan, a collision and a bad disk all end here, mended or with an error.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use goldsync_proto::block::{Geometry, byte_of, runs_of};
+use goldsync_proto::digest::{DIGEST_LEN, ImageId};
+use goldsync_proto::image::{id_of_regions, region_hash};
+use goldsync_proto::limits::BLOCK;
+use goldsync_proto::signature::{block_hash, read_subtrees};
+use tokio_util::sync::CancellationToken;
+
+use crate::fetch;
+use crate::job::{Job, JobError, on_threads};
+use crate::plan;
+use crate::stage::StageError;
+
+/// How often wrong blocks are fetched before the disk, the memory or the server is blamed.
+const ROUNDS: u32 = 3;
+
+/// A region's chaining value.
+pub type RegionHash = [u8; DIGEST_LEN];
+
+/// Proves the standby slot, mending what is wrong. Returns when it is the golden image on the medium.
+pub async fn prove(job: &Arc<Job>) -> Result<(), JobError> {
+    let expected = job.target.image;
+    for rounds in 0.. {
+        let (got, regions) = job.blocking(read_back).await?;
+        if got == expected {
+            return Ok(());
+        }
+        if rounds == ROUNDS {
+            return Err(JobError::Proof { got, expected, rounds });
+        }
+        mend(job, regions).await?;
+    }
+    Ok(())
+}
+
+fn read_back(job: &Arc<Job>) -> Result<(ImageId, Vec<RegionHash>), JobError> {
+    job.stage.settle()?;
+    let stage = &job.stage;
+    hash_regions(job.threads, &job.stop, job.geometry, |at, bytes| Ok(stage.standby.read_at(at, bytes)?))
+}
+
+/// The region hashes of anything that can be read, and the image id that they give.
+pub fn hash_regions(
+    threads: usize,
+    stop: &CancellationToken,
+    geometry: Geometry,
+    read: impl Fn(u64, &mut [u8]) -> Result<(), StageError> + Sync,
+) -> Result<(ImageId, Vec<RegionHash>), JobError> {
+    let regions = on_threads(threads, stop, geometry.regions(), |region| {
+        let range = geometry.region_bytes(region);
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        read(range.start, &mut bytes)?;
+        Ok(region_hash(geometry, region, &bytes))
+    })?;
+    // The list is as long as the image has regions, so that there is always an id.
+    let id = id_of_regions(geometry, &regions).ok_or_else(|| JobError::Worker("a region was not hashed".into()))?;
+    Ok((id, regions))
+}
+
+/// Fetches what is wrong: block by block where the golden hashes tell, else whole regions that the signed subtrees tell.
+async fn mend(job: &Arc<Job>, regions: Vec<RegionHash>) -> Result<(), JobError> {
+    let mut wrong = job.blocking(|job| wrong_blocks(job, 0..job.geometry.regions())).await?;
+    if wrong.is_empty() {
+        let section = plan::own::subtrees(job).await?;
+        let golden = read_subtrees(job.geometry, job.target.image, &section).unwrap_or_default();
+        let differ = (0_u32..).zip(golden.iter().zip(&regions)).filter(|(_, (golden, got))| golden != got);
+        wrong = differ.flat_map(|(region, _)| job.geometry.region_blocks(region)).collect();
+        // What was believed of these blocks led nowhere.
+        wrong.iter().for_each(|block| job.stage.learn(*block, 0));
+    }
+    tracing::info!(blocks = wrong.len(), "the standby slot is not golden yet; fetching the wrong blocks");
+    job.stage.tally.repaired.fetch_add(wrong.len() as u64, Ordering::Relaxed);
+    let runs = runs_of(wrong);
+    fetch::blocks(job, job.target.image, &runs, |job, first, bytes| Ok(job.stage.put(first, bytes)?)).await
+}
+
+/// Blocks of the standby slot whose hash is known and is another.
+fn wrong_blocks(job: &Arc<Job>, regions: std::ops::Range<u32>) -> Result<Vec<u32>, JobError> {
+    let wrong = Mutex::new(Vec::new());
+    job.on_threads(regions.end - regions.start, |at| {
+        let blocks = job.geometry.region_blocks(regions.start + at);
+        let bytes = job.stage.read_standby(blocks.start, blocks.end - blocks.start)?;
+        for (index, block) in blocks.zip(bytes.chunks_exact(BLOCK as usize)) {
+            let golden = job.stage.golden.get(index);
+            if golden != 0 && golden != block_hash(block) {
+                wrong.lock().unwrap_or_else(PoisonError::into_inner).push(index);
+            }
+        }
+        Ok(())
+    })?;
+    let mut wrong = wrong.into_inner().unwrap_or_else(PoisonError::into_inner);
+    wrong.sort_unstable();
+    Ok(wrong)
+}
+
+/// Learns the golden hashes that are not known yet from the standby slot, which was just proven.
+pub fn learn_rest(job: &Arc<Job>) -> Result<(), JobError> {
+    job.on_threads(job.geometry.regions(), |region| {
+        let unknown = job.geometry.region_blocks(region).filter(|block| job.stage.golden.get(*block) == 0);
+        for (first, count) in runs_of(unknown) {
+            let mut bytes = vec![0; byte_of(count) as usize];
+            job.stage.standby.read_at(byte_of(first), &mut bytes).map_err(StageError::from)?;
+            let pairs = (first..).zip(bytes.chunks_exact(BLOCK as usize));
+            pairs.for_each(|(index, block)| job.stage.learn(index, block_hash(block)));
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,82 @@
+//! Enrolment tokens: stored hashed, used a limited number of times, expired by the clock.
+
+use std::collections::BTreeMap;
+
+use sqlx::Row;
+
+use super::{Act, Catalog, CatalogError, Change, now, to_json, unreadable};
+
+/// A token to be stored.
+#[derive(Clone, Debug)]
+pub struct NewToken {
+    /// Not secret.
+    pub id: String,
+    /// BLAKE3 of the secret.
+    pub secret_hash: blake3::Hash,
+    /// Labels for the nodes that come with it.
+    pub labels: BTreeMap<String, String>,
+    /// How many may come.
+    pub uses: u32,
+    /// Until when, as by [`super::stamp`].
+    pub expires_at: String,
+}
+
+/// What a good token gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redeemed {
+    /// Its id.
+    pub id: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Catalog {
+    /// Stores a token.
+    pub async fn add_token(&self, token: &NewToken, act: Act) -> Result<(), CatalogError> {
+        let mut change = self.begin().await?;
+        sqlx::query(
+            "insert into tokens (id, secret_hash, labels, uses_left, created_by, created_at, expires_at) \
+             values ($1, $2, $3, $4, $5, $6, $7)",
+        )
+        .bind(&token.id)
+        .bind(token.secret_hash.to_hex().to_string())
+        .bind(to_json(&token.labels)?)
+        .bind(i64::from(token.uses))
+        .bind(&act.who)
+        .bind(now())
+        .bind(&token.expires_at)
+        .execute(&mut *change.tx)
+        .await?;
+        change.audit(act).await?;
+        change.commit().await
+    }
+
+    /// Whether the token would be taken now. For a cheap refusal before any work is done; [`Catalog::enrol`] decides.
+    pub async fn token_is_good(&self, secret: &str) -> Result<bool, CatalogError> {
+        let row = sqlx::query("select id from tokens where secret_hash = $1 and uses_left > 0 and expires_at > $2")
+            .bind(blake3::hash(secret.as_bytes()).to_hex().to_string())
+            .bind(now())
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(row.is_some())
+    }
+}
+
+impl Change<'_> {
+    /// Takes one use of a token; `None` if it is unknown, used up or expired. One statement, so that two machines
+    /// cannot both take the last use.
+    pub(super) async fn redeem(&mut self, secret: &str) -> Result<Option<Redeemed>, CatalogError> {
+        let row = sqlx::query(
+            "update tokens set uses_left = uses_left - 1 \
+             where secret_hash = $1 and uses_left > 0 and expires_at > $2 returning id, labels",
+        )
+        .bind(blake3::hash(secret.as_bytes()).to_hex().to_string())
+        .bind(now())
+        .fetch_optional(&mut *self.tx)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let (id, labels): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        let labels = serde_json::from_str(&labels).map_err(|e| unreadable("token", &id, e))?;
+        Ok(Some(Redeemed { id, labels }))
+    }
+}

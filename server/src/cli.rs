@@ -1,0 +1,719 @@
+//! The command line of `goldsync`, as data: verbs, options, help texts. Nothing here touches a file or a socket.
+//!
+//! The doc comments *are* the help, the man pages and the completions. A verb says what it changes; one that says
+//! nothing changes nothing.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
+use goldsync_proto::limits::LABEL_LEN_MAX;
+use goldsync_proto::release::{ReleaseRef, Word};
+
+/// Where the server keeps everything, unless it is told otherwise.
+pub const DATA_DEFAULT: &str = "/var/lib/goldsync-server";
+
+const AFTER_HELP: &str = "\
+Examples:
+  goldsync init --name gold.example.org           prepare a server on this machine
+  goldsync serve                                  run it
+  goldsync publish web.ext4 --name web --version 2026.11.21
+  goldsync promote web:2026.11.21 staging         nodes on `staging` move to it
+  goldsync token create --valid 1h                let a machine become a node
+  goldsync fleet sync --channel staging --now     move now, and watch
+  goldsync fleet status                           every node, on one line each
+
+Exit codes:
+  0   done
+  1   failed; or the fleet is not as asked (`fleet sync`)
+  2   wrong usage, or a configuration that cannot be used
+  3   not trusted: a signature, an expiry date or a certificate
+  4   server unreachable, or it refused us
+  5   an image, a disk or a folder: missing, unreadable, full
+  75  another run is in progress
+  130 interrupted (Ctrl-C)
+
+Units: sizes are in binary units (1 KiB = 1024 bytes, 1 MiB = 1024 KiB), durations are written 90s, 15m, 1h, 7d or \
+1h30m, times are UTC. Results go to standard output, progress and errors to standard error. `--json` prints one JSON \
+document instead of a table.
+
+Files:
+  ~/.config/goldsync/operator.toml   who you are to the server (--operator, GOLDSYNC_OPERATOR)
+  ~/.config/goldsync/keys/           the keys that sign; keep those of root off-line
+  /var/lib/goldsync-server/          the server's data, opened by `init` and `serve` only";
+
+/// Keeps a fleet of machines binary-identical to a golden image.
+///
+/// One binary: the server (`goldsync serve`) and the operator's tool (all other verbs, which reach the server over its
+/// HTTPS API and nothing else). What runs on a node is `goldsync-agent`.
+#[derive(Debug, Parser)]
+#[command(name = "goldsync", version, after_help = AFTER_HELP, max_term_width = 110)]
+pub struct Cli {
+    /// The operator's folder: server address, credential and signing keys [default: ~/.config/goldsync].
+    #[arg(long, global = true, env = "GOLDSYNC_OPERATOR", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(hide_env_values = true, display_order = 900)]
+    pub operator: Option<PathBuf>,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Prepare a server on this machine: data folder, fleet authority, signing keys, your credential.
+    Init(Init),
+    /// Run the server in the foreground.
+    Serve(Serve),
+    /// Publish an image as a release: hash it, send what the server lacks, sign it, make it visible.
+    Publish(Publish),
+    /// Point a channel at a release; signed. Its nodes are told at once.
+    Promote(Promote),
+    /// Channels: where each one points, and who pointed it there.
+    #[command(subcommand)]
+    Channel(Channel),
+    /// Releases: what was published.
+    #[command(subcommand)]
+    Release(Release),
+    /// Tokens, by which machines become nodes.
+    #[command(subcommand)]
+    Token(Token),
+    /// Nodes: list them, or turn one away for good.
+    #[command(subcommand)]
+    Node(Node),
+    /// The whole fleet: bring it to its channel's release now, or see how it is.
+    #[command(subcommand)]
+    Fleet(Fleet),
+    /// Who did what, when, and from where.
+    Audit(Audit),
+    /// The server at a glance; also proves that you can reach it.
+    Status(Status),
+    /// Print the completion script of a shell.
+    Completions(Completions),
+    /// Print this tool's man page, or write all of them into a folder.
+    Man(Man),
+}
+
+/// Results as JSON.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Json {
+    /// Print one JSON document instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `goldsync init`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  goldsync init --name gold.example.org --name 192.0.2.7
+  goldsync init --data ./srv --operator ./op --listen 127.0.0.1:7400 --api 127.0.0.1:7401
+
+Changes: makes both folders. Refuses to touch a server that is there already.")]
+pub struct Init {
+    /// The server's data folder; made if missing.
+    #[arg(long, value_name = "DIR", default_value = DATA_DEFAULT, value_hint = ValueHint::DirPath)]
+    pub data: PathBuf,
+    /// Where nodes connect (QUIC, UDP).
+    #[arg(long, value_name = "ADDR", default_value = "[::]:7400")]
+    pub listen: SocketAddr,
+    /// Where operators connect (HTTPS, TCP).
+    #[arg(long, value_name = "ADDR", default_value = "[::]:7401")]
+    pub api: SocketAddr,
+    /// A DNS name or IP address by which nodes and operators reach this server; goes into its certificate. Repeatable;
+    /// the first one is what `operator.toml` and new tokens say [default: the listening address, or this host's name].
+    #[arg(long = "name", value_name = "HOST", value_hint = ValueHint::Hostname)]
+    pub names: Vec<String>,
+    /// Text or JSON.
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `goldsync serve`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  goldsync serve --data /var/lib/goldsync-server
+  RUST_LOG=goldsync_server=debug goldsync serve --data ./srv
+
+Stop it with Ctrl-C or SIGTERM: connections are closed cleanly and running publishes can be continued.")]
+pub struct Serve {
+    /// The server's data folder, made by `goldsync init`.
+    #[arg(long, value_name = "DIR", default_value = DATA_DEFAULT, value_hint = ValueHint::DirPath)]
+    pub data: PathBuf,
+    /// The configuration [default: DATA/server.toml].
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+}
+
+/// `goldsync publish`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  goldsync publish web.ext4 --name web --version 2026.11.21
+  goldsync publish /dev/vg0/golden --name web --version 2026.11.21 --label commit=4f1c2d --json
+
+The image may be a file (sparse ones welcome) or a block device, any file system or a whole disk; its size must be a \
+multiple of 4096 bytes. Its id is the BLAKE3 hash that `b3sum` prints. Only blocks that no release on the server holds \
+are sent. Nothing is visible before the last step, which is atomic; after an interruption the same command goes on \
+where it stopped. The same bytes again are \"already published\" (exit 0); other bytes under a name and version that \
+exist are refused (exit 1).
+
+Memory: about 2 MiB for each processor core, plus 17 bytes for each 4 KiB of the image.")]
+pub struct Publish {
+    /// The image: a file or a block device that nothing writes to meanwhile.
+    #[arg(value_name = "IMAGE", value_hint = ValueHint::FilePath)]
+    pub image: PathBuf,
+    /// What the image is for, for example `web`.
+    #[arg(long, value_name = "NAME")]
+    pub name: Word,
+    /// Which one it is, for example `2026.11.21`. Never to be used again for other bytes.
+    #[arg(long, value_name = "VERSION")]
+    pub version: Word,
+    /// A label, free-form; repeatable.
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub labels: Vec<Label>,
+    /// The oldest goldsync-agent that can install it, for example 0.2.0.
+    #[arg(long, value_name = "VERSION", value_parser = version)]
+    pub minimum_agent: Option<String>,
+    /// Say nothing but the result.
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// Text or JSON.
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `goldsync promote`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  goldsync promote web:2026.11.21 staging
+  goldsync promote web:2026.11.14 production    going back is the same act
+
+Changes: moves the channel's pointer, not a byte. Needs the channel's own key in the operator's folder.")]
+pub struct Promote {
+    /// The release, NAME:VERSION.
+    #[arg(value_name = "RELEASE")]
+    pub release: ReleaseRef,
+    /// The channel: dev, qa, staging or production.
+    #[arg(value_name = "CHANNEL")]
+    pub channel: Word,
+    /// Text or JSON.
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `goldsync channel`
+#[derive(Debug, Subcommand)]
+pub enum Channel {
+    /// Where each channel points.
+    List(Json),
+    /// What a channel pointed at, newest first, and who pointed it there.
+    History(ChannelHistory),
+}
+
+/// `goldsync channel history`
+#[derive(Debug, Args)]
+pub struct ChannelHistory {
+    /// The channel.
+    #[arg(value_name = "CHANNEL")]
+    pub channel: Word,
+    /// Text or JSON.
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `goldsync release`
+#[derive(Debug, Subcommand)]
+pub enum Release {
+    /// All releases, newest first.
+    List(ReleaseList),
+    /// One release, with all that was signed.
+    Show(ReleaseShow),
+}
+
+/// `goldsync release list`
+#[derive(Debug, Args)]
+pub struct ReleaseList {
+    /// Only releases of this name.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<Word>,
+    /// Text or JSON.
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `goldsync release show`
+#[derive(Debug, Args)]
+pub struct ReleaseShow {
+    /// The release, NAME:VERSION.
+    #[arg(value_name = "RELEASE")]
+    pub release: ReleaseRef,
+    /// Text or JSON.
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `goldsync token`
+#[derive(Debug, Subcommand)]
+pub enum Token {
+    /// Make a token and print the command to run on the new node. Shown once: the server keeps only its hash.
+    Create(TokenCreate),
+}
+
+/// `goldsync token create`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  goldsync token create                                    one node, within an hour
+  goldsync token create --valid 1d --uses 20 --label role=web
+
+A token is gs1.SECRET.CA.ROOT: a secret that the server knows by its hash only, and the BLAKE3 hashes of the fleet's CA \
+certificate and of its first signed root, by which the new node knows that it talks to your server and to no other.")]
+pub struct TokenCreate {
+    /// How long it can be used [default: the server's, one hour].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub valid: Option<Duration>,
+    /// How many nodes may enrol with it [default: the server's, one].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub uses: Option<u32>,
+    /// A label for every node that enrols with it, over the node's own; repeatable.
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub labels: Vec<Label>,
+    /// What the new node shall dial [default: as the server's `init` noted it in operator.toml].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub server: Option<String>,
+    /// Text or JSON.
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `goldsync node`
+#[derive(Debug, Subcommand)]
+pub enum Node {
+    /// Every machine that ever enrolled.
+    List(NodeList),
+    /// Turn a node away for good: its certificate is refused from now on, its open connection is cut.
+    Revoke(NodeRevoke),
+}
+
+/// `goldsync node list`
+#[derive(Debug, Args)]
+pub struct NodeList {
+    /// Which nodes.
+    #[command(flatten)]
+    pub which: Which,
+    /// Text or JSON.
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `goldsync node revoke`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Changes: the node can fetch nothing more. What it runs is not touched. To take it back, enrol it with a new token.")]
+pub struct NodeRevoke {
+    /// The node's name, as `goldsync node list` prints it.
+    #[arg(value_name = "NODE")]
+    pub node: Word,
+    /// Text or JSON.
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// Which nodes.
+#[derive(Debug, Args)]
+pub struct Which {
+    /// Only nodes that follow this channel.
+    #[arg(long, value_name = "CHANNEL")]
+    pub channel: Option<Word>,
+    /// Which of them.
+    #[command(flatten)]
+    pub selector: Selector,
+}
+
+/// Which labels.
+#[derive(Debug, Args)]
+pub struct Selector {
+    /// Only nodes that have all these labels, for example role=web,site=muc.
+    #[arg(long = "selector", short = 'l', value_name = "KEY=VALUE,...", value_delimiter = ',')]
+    pub labels: Vec<Label>,
+}
+
+/// `goldsync fleet`
+#[derive(Debug, Subcommand)]
+pub enum Fleet {
+    /// Order every connected node of a channel to sync, and watch until all are done.
+    Sync(FleetSync),
+    /// Every node: its channel, what it runs and holds in standby, phase, last contact, drift.
+    Status(FleetStatus),
+}
+
+/// `goldsync fleet sync`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  goldsync fleet sync --channel production --selector role=web
+  goldsync fleet sync --channel staging --now --timeout 30m --json
+
+Exit 0 promises that every node that matches runs what the channel points at. It is 1 if a node failed, if one is not \
+connected (it will move when it next connects; --allow-absent forgives that), if the time ran out, or if no node matches. \
+Ctrl-C stops the watching only: the nodes carry on.")]
+pub struct FleetSync {
+    /// Nodes that follow this channel.
+    #[arg(long, value_name = "CHANNEL")]
+    pub channel: Word,
+    /// Which of them.
+    #[command(flatten)]
+    pub selector: Selector,
+    /// At once, without the random delay that each node would otherwise take.
+    #[arg(long)]
+    pub now: bool,
+    /// Nodes that are not connected do not count as failures.
+    #[arg(long)]
+    pub allow_absent: bool,
+    /// Stop watching after this long; nodes that are not done by then count as failures [default: never].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub timeout: Option<Duration>,
+    /// No progress, only the table.
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// Text or JSON.
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `goldsync fleet status`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Columns:
+  RUNS     the release in the active slot, or the first digits of its image id; `+` current: it is what the channel points
+           at, `!` not yet, `?` not known
+  STANDBY  the same for the other slot: what a rollback would bring back
+  PHASE    idle, check, plan, fetch, verify, staged, swap, repair or failed; `offline` if the node is not connected
+  DRIFT    blocks of the active slot that are not the golden image's, by the node's last look; `-` if it never looked")]
+pub struct FleetStatus {
+    /// Which nodes.
+    #[command(flatten)]
+    pub which: Which,
+    /// Text or JSON.
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `goldsync audit`
+#[derive(Debug, Args)]
+pub struct Audit {
+    /// At most so many entries, newest first.
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit: u32,
+    /// Text or JSON.
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `goldsync status`
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Text or JSON.
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `goldsync completions`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  goldsync completions bash > /etc/bash_completion.d/goldsync
+  goldsync completions zsh > ~/.zfunc/_goldsync")]
+pub struct Completions {
+    /// For which shell.
+    #[arg(value_name = "SHELL")]
+    pub shell: clap_complete::Shell,
+}
+
+/// `goldsync man`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  goldsync man | man -l -
+  goldsync man /usr/local/share/man/man1")]
+pub struct Man {
+    /// Write one page for every verb into this folder; made if missing.
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub dir: Option<PathBuf>,
+}
+
+/// The whole definition, for man pages, completions and tests.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// `KEY=VALUE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// Before the first `=`.
+    pub key: String,
+    /// After it.
+    pub value: String,
+}
+
+/// Why a text is not a [`Label`], or labels contradict each other.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LabelError {
+    /// No `=`, or nothing beside it.
+    #[error("{text:?} is not a label: write KEY=VALUE, for example role=web")]
+    Form {
+        /// What was given, cut to 80 characters.
+        text: String,
+    },
+    /// Too long.
+    #[error("label {key:?} is too long: key and value may have {LABEL_LEN_MAX} bytes each")]
+    Length {
+        /// Its key, cut to 80 characters.
+        key: String,
+    },
+    /// One key, two values.
+    #[error("label {key:?} is given twice, as {one:?} and as {other:?}; keep one")]
+    Twice {
+        /// The key.
+        key: String,
+        /// The first value.
+        one: String,
+        /// The second one.
+        other: String,
+    },
+}
+
+impl FromStr for Label {
+    type Err = LabelError;
+
+    fn from_str(text: &str) -> Result<Self, LabelError> {
+        match text.split_once('=') {
+            Some((key, value)) if key.len() > LABEL_LEN_MAX || value.len() > LABEL_LEN_MAX => {
+                Err(LabelError::Length { key: key.chars().take(80).collect() })
+            }
+            Some((key, value)) if !key.is_empty() && !value.is_empty() => {
+                Ok(Self { key: key.to_owned(), value: value.to_owned() })
+            }
+            _ => Err(LabelError::Form { text: text.chars().take(80).collect() }),
+        }
+    }
+}
+
+/// Labels as a map. The same label twice is harmless, the same key with two values is not.
+pub fn label_map(labels: &[Label]) -> Result<BTreeMap<String, String>, LabelError> {
+    let mut map: BTreeMap<String, String> = BTreeMap::new();
+    for Label { key, value } in labels {
+        if let Some(one) = map.insert(key.clone(), value.clone())
+            && one != *value
+        {
+            return Err(LabelError::Twice { key: key.clone(), one, other: value.clone() });
+        }
+    }
+    Ok(map)
+}
+
+/// Why a text is not a duration.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a duration: write numbers with units, for example 90s, 15m, 1h, 7d or 1h30m; more than zero")]
+pub struct DurationError {
+    text: String,
+}
+
+/// `90s`, `15m`, `1h`, `7d`, `2w`, `1h30m`.
+pub fn duration(text: &str) -> Result<Duration, DurationError> {
+    let refuse = || DurationError { text: text.chars().take(80).collect() };
+    let mut seconds = 0_u64;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, tail) = rest.split_at(digits);
+        let unit = tail.chars().next().ok_or_else(refuse)?;
+        let each = match unit {
+            's' => 1,
+            'm' => 60,
+            'h' => 3600,
+            'd' => 86_400,
+            'w' => 604_800,
+            _ => return Err(refuse()),
+        };
+        let number: u64 = number.parse().map_err(|_| refuse())?;
+        seconds = number.checked_mul(each).and_then(|part| part.checked_add(seconds)).ok_or_else(refuse)?;
+        rest = tail.get(unit.len_utf8()..).unwrap_or_default();
+    }
+    // A century is a slip of the finger, and later sums with it would overflow a date.
+    if seconds == 0 || seconds > 100 * 366 * 86_400 { Err(refuse()) } else { Ok(Duration::from_secs(seconds)) }
+}
+
+/// Why a text is not an agent's version.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a version: write MAJOR.MINOR.PATCH, for example 0.2.0")]
+pub struct VersionError {
+    text: String,
+}
+
+/// `MAJOR.MINOR.PATCH`, checked here so that no release is signed that no agent can judge.
+pub fn version(text: &str) -> Result<String, VersionError> {
+    let parts: Vec<&str> = text.split('.').collect();
+    let number = |part: &&str| {
+        !part.is_empty()
+            && part.len() <= 9
+            && part.bytes().all(|b| b.is_ascii_digit())
+            && (*part == "0" || !part.starts_with('0'))
+    };
+    if parts.len() == 3 && parts.iter().all(number) {
+        Ok(text.to_owned())
+    } else {
+        Err(VersionError { text: text.chars().take(80).collect() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn command_lines_become_verbs() {
+        let check = |line: &str, test: &dyn Fn(&Cli) -> bool| {
+            let cli = parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+            assert!(test(&cli), "{line}: {cli:?}");
+        };
+        check("goldsync init", &|cli| {
+            matches!(&cli.verb, Verb::Init(i) if i.data.as_os_str() == DATA_DEFAULT
+            && i.listen.port() == 7400 && i.api.port() == 7401 && i.names.is_empty())
+        });
+        check("goldsync init --data d --operator o --name a --name b", &|cli| {
+            matches!(&cli.verb, Verb::Init(i) if i.names == ["a", "b"]) && cli.operator == Some("o".into())
+        });
+        check("goldsync serve --config c", &|cli| matches!(&cli.verb, Verb::Serve(s) if s.config == Some("c".into())));
+        check(
+            "goldsync publish i --name web --version 2026.11.21 --label k=v --minimum-agent 0.2.0 -q --json",
+            &|cli| {
+                matches!(&cli.verb, Verb::Publish(p) if p.name.as_str() == "web" && p.version.as_str() == "2026.11.21"
+                && p.labels == [Label { key: "k".into(), value: "v".into() }] && p.quiet && p.json.json
+                && p.minimum_agent.as_deref() == Some("0.2.0"))
+            },
+        );
+        check(
+            "goldsync promote web:1 staging",
+            &|cli| matches!(&cli.verb, Verb::Promote(p) if p.release.to_string() == "web:1" && p.channel.as_str() == "staging"),
+        );
+        check("goldsync channel list --json", &|cli| matches!(&cli.verb, Verb::Channel(Channel::List(j)) if j.json));
+        check("goldsync channel history dev", &|cli| matches!(&cli.verb, Verb::Channel(Channel::History(_))));
+        check("goldsync release show web:1", &|cli| matches!(&cli.verb, Verb::Release(Release::Show(_))));
+        check("goldsync token create --valid 1h30m --uses 3 --label a=b=c", &|cli| {
+            matches!(&cli.verb, Verb::Token(Token::Create(t)) if t.valid == Some(Duration::from_secs(5400))
+                && t.uses == Some(3) && t.labels[0].value == "b=c")
+        });
+        check("goldsync node revoke web-1", &|cli| matches!(&cli.verb, Verb::Node(Node::Revoke(_))));
+        check("goldsync fleet sync --channel production --selector role=web,site=muc --now --operator o", &|cli| {
+            matches!(&cli.verb, Verb::Fleet(Fleet::Sync(s)) if s.selector.labels.len() == 2 && s.now && !s.allow_absent)
+                && cli.operator == Some("o".into())
+        });
+        check(
+            "goldsync fleet status -l role=web",
+            &|cli| matches!(&cli.verb, Verb::Fleet(Fleet::Status(s)) if s.which.selector.labels.len() == 1),
+        );
+        check("goldsync audit --limit 5", &|cli| matches!(&cli.verb, Verb::Audit(a) if a.limit == 5));
+        check("goldsync completions zsh", &|cli| matches!(&cli.verb, Verb::Completions(_)));
+        check("goldsync man out", &|cli| matches!(&cli.verb, Verb::Man(m) if m.dir == Some("out".into())));
+    }
+
+    #[test]
+    fn wrong_usage_says_what_would_be_right() {
+        for (line, words) in [
+            ("goldsync publish i --name Web --version 1", "lower-case letters"),
+            ("goldsync publish i --name web --version 1 --label role", "KEY=VALUE"),
+            ("goldsync publish i --name web --version 1 --minimum-agent new", "MAJOR.MINOR.PATCH"),
+            ("goldsync publish i --name web", "--version"),
+            ("goldsync promote web staging", "NAME:VERSION"),
+            ("goldsync token create --valid 1y", "1h30m"),
+            ("goldsync token create --uses 0", "--uses"),
+            ("goldsync fleet sync", "--channel"),
+            ("goldsync audit --limit 0", "--limit"),
+            ("goldsync init --listen gold", "--listen"),
+            ("goldsync sing", "publish"),
+        ] {
+            let error = parse(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+            let text = error.render().to_string();
+            assert!(text.contains(words) || words == "publish", "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn every_verb_explains_itself() {
+        fn walk(command: &clap::Command, path: &str) {
+            assert!(command.get_about().is_some(), "{path} has no description");
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{path} {} has no help", argument.get_id());
+            }
+            for verb in command.get_subcommands() {
+                walk(verb, &format!("{path} {}", verb.get_name()));
+            }
+        }
+        walk(&command(), "goldsync");
+        let about = |name: &str| {
+            let command = command();
+            let verb = command.find_subcommand(name).and_then(|verb| verb.get_about()).map(ToString::to_string);
+            verb.unwrap_or_default()
+        };
+        // What an argument group says of itself must not take a verb's place.
+        assert!(about("publish").starts_with("Publish an image"), "{}", about("publish"));
+        assert!(about("status").starts_with("The server at a glance"), "{}", about("status"));
+    }
+
+    #[test]
+    fn durations_have_units() {
+        for (text, seconds) in
+            [("90s", 90), ("15m", 900), ("1h", 3600), ("1h30m", 5400), ("7d", 604_800), ("2w", 1_209_600)]
+        {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "1", "h", "1.5h", "-1h", "0s", "1y", "1h 30m", "99999999999999999999d", "5000w5000w", "1é"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn labels_are_held_against_their_limits() {
+        let long = "x".repeat(LABEL_LEN_MAX + 1);
+        assert_eq!("role=web".parse(), Ok(Label { key: "role".into(), value: "web".into() }));
+        assert!(matches!(format!("k={long}").parse::<Label>(), Err(LabelError::Length { .. })));
+        for text in ["", "=", "a=", "=b", "ab"] {
+            assert!(matches!(text.parse::<Label>(), Err(LabelError::Form { .. })), "{text}");
+        }
+        let twice = label_map(&["a=1".parse().unwrap(), "a=2".parse().unwrap()]).unwrap_err();
+        assert!(twice.to_string().contains("keep one"));
+    }
+
+    #[test]
+    fn versions_are_three_numbers() {
+        assert_eq!(version("0.2.10"), Ok("0.2.10".into()));
+        for text in ["", "1", "1.2", "1.2.3.4", "1.2.x", "01.2.3", "1..2", "1.2.9999999999"] {
+            assert!(version(text).is_err(), "{text}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_parsed_or_refused(text in ".{0,40}") {
+            let _ = (duration(&text), text.parse::<Label>(), version(&text));
+        }
+    }
+}

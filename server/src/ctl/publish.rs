@@ -1,0 +1,194 @@
+//! `goldsync publish`: from a file on this machine to a release that nodes can trust.
+//!
+//! ```text
+//! open ──▶ known already? ──▶ hash ──▶ the same bytes? ──▶ send ──▶ compare ──▶ sign ──▶ visible
+//! ```
+//! What is cheap and can fail comes first: the arguments, the key, the server, and only then 20 GiB of hashing. The
+//! server's sections are compared with our own before anything is signed, so that what is signed is what was read here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use chrono::Utc;
+use goldsync_proto::digest::ImageId;
+use goldsync_proto::release::{Manifest, RELEASES_ROLE, ReleaseRef, check_labels};
+use goldsync_proto::signature::Signature;
+use serde::Serialize;
+
+use super::fail::{Code, Failure, Outcome};
+use super::image::{Image, StopOnDrop};
+use super::progress::{Manner, Stage};
+use super::{Desk, screen, show, sign, upload};
+use crate::api::types;
+use crate::cli::{self, label_map};
+
+/// What a publish came to.
+#[derive(Debug, Serialize)]
+struct Published {
+    release: ReleaseRef,
+    image: ImageId,
+    size: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file_system: Option<String>,
+    /// The same bytes were there under that name; nothing was changed.
+    already_published: bool,
+    blocks_sent: u64,
+    bytes_sent: u64,
+    /// Bytes by which the server's store grew.
+    stored: u64,
+    elapsed_ms: u64,
+}
+
+/// `goldsync publish`
+pub async fn run(desk: &Desk, args: &cli::Publish) -> Outcome {
+    let began = Instant::now();
+    let release = ReleaseRef { name: args.name.clone(), version: args.version.clone() };
+    let labels = label_map(&args.labels)?;
+    check_labels(&labels).map_err(|error| Failure::new(Code::Usage, error.to_string()))?;
+    let image = Arc::new(Image::open(&args.image)?);
+    let file_system = image.recognise()?.map(str::to_owned);
+    let signer = sign::signer(desk, RELEASES_ROLE)?;
+    let known = desk.client.release(&release).await?;
+    let manner = Manner::fitting(args.quiet);
+    manner.note(&introduction(&release, &image, file_system.as_deref()));
+
+    let signature = Arc::new(hash(manner, &image).await?);
+    let size = image.geometry().size();
+    let mut published = Published {
+        release: release.clone(),
+        image: signature.image,
+        size,
+        file_system: file_system.clone(),
+        already_published: true,
+        blocks_sent: 0,
+        bytes_sent: 0,
+        stored: 0,
+        elapsed_ms: 0,
+    };
+    if let Some(known) = known {
+        same_bytes(&known, &signature)?;
+        say_what_differs(manner, &known, &labels, args.minimum_agent.as_deref());
+        return report(published, began, args);
+    }
+
+    let (sent, uploaded) = upload::run(desk, manner, &image, &signature).await?;
+    compare(&uploaded, &signature)?;
+    let manifest = Manifest {
+        format: 1,
+        release: release.clone(),
+        image: signature.image,
+        size,
+        sections: signature.sections(),
+        file_system,
+        minimum_agent: args.minimum_agent.clone(),
+        labels,
+        published_at: show::rfc3339(Utc::now()),
+    };
+    desk.interrupted.leaves("the image is on the server; whether the release is visible, `goldsync release list` says");
+    if sign::release(desk, &signer, &manifest).await? {
+        published.already_published = false;
+        (published.blocks_sent, published.bytes_sent, published.stored) = (sent.blocks, sent.bytes, uploaded.added);
+    } else {
+        // Somebody published under this name while we were hashing.
+        let known = desk.client.release(&release).await?.ok_or_else(|| signed_but_hidden(&release))?;
+        same_bytes(&known, &signature)?;
+    }
+    report(published, began, args)
+}
+
+async fn hash(manner: Manner, image: &Arc<Image>) -> Outcome<Signature> {
+    let stop = StopOnDrop::default();
+    let (image, flag) = (image.clone(), stop.0.clone());
+    let hashing = tokio::task::spawn_blocking(move || {
+        let stage = Stage::begin(manner, "hash", image.geometry().size());
+        let signature = image.sign(&stage, &flag)?;
+        stage.end();
+        Ok(signature)
+    });
+    hashing.await.map_err(|error| Failure::new(Code::Failed, format!("the hashing broke off: {error}")))?
+}
+
+/// A name and version stand for the same bytes for ever.
+fn same_bytes(known: &types::Release, signature: &Signature) -> Outcome {
+    let manifest = &known.manifest;
+    if manifest.image == signature.image {
+        return Ok(());
+    }
+    let message = format!(
+        "{} is published already, with other bytes: image {} there (by {}, {}), {} here",
+        manifest.release,
+        manifest.image,
+        known.published_by,
+        show::time(&known.published_at),
+        signature.image
+    );
+    Err(Failure::new(Code::Failed, message).remedy("a release never changes: publish this image under another version"))
+}
+
+/// Labels and the like of a release cannot be changed either; whoever tries should hear of it.
+fn say_what_differs(manner: Manner, known: &types::Release, labels: &BTreeMap<String, String>, minimum: Option<&str>) {
+    let manifest = &known.manifest;
+    if manifest.labels != *labels || manifest.minimum_agent.as_deref() != minimum {
+        manner.note(
+            "  note     its labels or minimum agent differ from those given now, and stay as they were published",
+        );
+    }
+}
+
+/// What the server made of the bytes that it stored must be what we made of those that we read.
+fn compare(uploaded: &types::Uploaded, signature: &Signature) -> Outcome {
+    let (theirs, ours) = (uploaded.sections, signature.sections());
+    for (section, theirs, ours) in [
+        ("subtrees", theirs.subtrees, ours.subtrees),
+        ("blocks", theirs.blocks, ours.blocks),
+        ("rolling", theirs.rolling, ours.rolling),
+    ] {
+        if theirs != ours {
+            let message = format!(
+                "the server's section {section} is {} ({} bytes), ours is {} ({} bytes); nothing was signed",
+                theirs.name, theirs.length, ours.name, ours.length
+            );
+            return Err(Failure::new(Code::NotTrusted, message)
+                .remedy("tool and server must be of the same version; otherwise the server's store is damaged"));
+        }
+    }
+    Ok(())
+}
+
+fn signed_but_hidden(release: &ReleaseRef) -> Failure {
+    Failure::new(
+        Code::NotTrusted,
+        format!("{release} is in the signed list of releases, but the server does not show it"),
+    )
+    .remedy("look at `goldsync audit` and the server's log")
+}
+
+fn introduction(release: &ReleaseRef, image: &Image, file_system: Option<&str>) -> String {
+    let geometry = image.geometry();
+    let kind = file_system.unwrap_or("unknown content");
+    format!("{release}: {} of {kind}, {} blocks", show::bytes(geometry.size()), geometry.blocks())
+}
+
+fn report(mut published: Published, began: Instant, args: &cli::Publish) -> Outcome {
+    published.elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    if args.json.json { screen::print_json(&published) } else { screen::print(&text(&published)) }
+}
+
+fn text(published: &Published) -> String {
+    let Published { release, image, .. } = published;
+    if published.already_published {
+        return format!("already published: {release} is image {image}");
+    }
+    let raw = published.blocks_sent * goldsync_proto::limits::BLOCK;
+    let held = published.size.saturating_sub(raw);
+    format!(
+        "published {release}\n  image    {image}\n  sent     {} for {} of new blocks; {} were there already\n  \
+         stored   {} more\n  took     {}\nnext: goldsync promote {release} CHANNEL",
+        show::bytes(published.bytes_sent),
+        show::bytes(raw),
+        show::bytes(held),
+        show::bytes(published.stored),
+        show::span(std::time::Duration::from_millis(published.elapsed_ms)),
+    )
+}

@@ -1,0 +1,173 @@
+//! Signing keys: Ed25519, one PEM file (PKCS#8, mode 0600) a role.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::signature::Ed25519KeyPair;
+use goldsync_proto::release::{RELEASES_ROLE, Word, channel_role};
+use goldsync_proto::trust::{ROOT, SNAPSHOT, TARGETS, TIMESTAMP};
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::pki_types::pem::PemObject;
+use tough::schema::Signature;
+use tough::schema::decoded::{Decoded, Hex};
+use tough::sign::Sign;
+
+use super::TrustError;
+use crate::disk;
+
+/// One signing key.
+pub struct Key {
+    pair: Ed25519KeyPair,
+    id: Decoded<Hex>,
+    pem: String,
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({})", self.id())
+    }
+}
+
+impl Key {
+    /// A new key.
+    pub fn create() -> Result<Self, TrustError> {
+        let made = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519);
+        let pem = made.map_err(|error| bad(Path::new("new key"), error))?.serialize_pem();
+        Self::from_pem(Path::new("new key"), pem)
+    }
+
+    fn load(path: &Path) -> Result<Self, TrustError> {
+        let pem = String::from_utf8(disk::read(path)?).map_err(|error| bad(path, error))?;
+        Self::from_pem(path, pem)
+    }
+
+    fn from_pem(path: &Path, pem: String) -> Result<Self, TrustError> {
+        let der = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).map_err(|error| bad(path, error))?;
+        let pair = Ed25519KeyPair::from_pkcs8(der.secret_pkcs8_der()).map_err(|error| bad(path, error))?;
+        let id = pair.tuf_key().key_id().map_err(|error| bad(path, error))?;
+        Ok(Self { pair, id, pem })
+    }
+
+    /// The public half, as metadata names it.
+    pub fn public(&self) -> tough::schema::key::Key {
+        self.pair.tuf_key()
+    }
+
+    /// The public half's id, 64 hexadecimal digits.
+    pub fn id(&self) -> String {
+        self.id.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    pub(super) fn key_id(&self) -> &Decoded<Hex> {
+        &self.id
+    }
+
+    pub(super) fn sign(&self, message: &[u8]) -> Signature {
+        Signature { keyid: self.id.clone(), sig: self.pair.sign(message).as_ref().to_vec().into() }
+    }
+}
+
+fn bad(path: &Path, reason: impl ToString) -> TrustError {
+    TrustError::BadKey { path: path.to_owned(), reason: reason.to_string() }
+}
+
+fn file_of(role: &str) -> String {
+    format!("{role}.pem")
+}
+
+fn store(dir: &Path, role: &str, key: &Key) -> Result<(), TrustError> {
+    disk::make_dir(dir)?;
+    let name = file_of(role);
+    if dir.join(&name).exists() {
+        return Err(TrustError::Exists { path: dir.join(name) });
+    }
+    Ok(disk::write(dir, &name, key.pem.as_bytes(), disk::SECRET)?)
+}
+
+/// An operator's keys: those of the roles that this operator may sign.
+#[derive(Debug)]
+pub struct Keys {
+    dir: PathBuf,
+    keys: BTreeMap<String, Key>,
+}
+
+impl Keys {
+    /// Makes a key for every offline role: `root`, `targets`, `releases`, and one for each channel.
+    pub fn create(dir: &Path, channels: &[Word]) -> Result<Self, TrustError> {
+        let fixed = [ROOT, TARGETS, RELEASES_ROLE].map(str::to_owned);
+        let roles: Vec<String> = fixed.into_iter().chain(channels.iter().map(channel_role)).collect();
+        if let Some(path) = roles.iter().map(|role| dir.join(file_of(role))).find(|path| path.exists()) {
+            return Err(TrustError::Exists { path });
+        }
+        let mut keys = BTreeMap::new();
+        for role in roles {
+            let key = Key::create()?;
+            store(dir, &role, &key)?;
+            keys.insert(role, key);
+        }
+        Ok(Self { dir: dir.to_owned(), keys })
+    }
+
+    /// Loads the keys that are in `dir`, however few.
+    pub fn load(dir: &Path) -> Result<Self, TrustError> {
+        let mut keys = BTreeMap::new();
+        for name in disk::names(dir)? {
+            if let Some(role) = name.strip_suffix(".pem") {
+                keys.insert(role.to_owned(), Key::load(&dir.join(&name))?);
+            }
+        }
+        Ok(Self { dir: dir.to_owned(), keys })
+    }
+
+    /// The roles that can be signed with these keys.
+    pub fn roles(&self) -> impl Iterator<Item = &str> {
+        self.keys.keys().map(String::as_str)
+    }
+
+    /// The key of a role.
+    pub fn get(&self, role: &str) -> Result<&Key, TrustError> {
+        let missing = || TrustError::NoKey { role: role.to_owned(), path: self.dir.join(file_of(role)) };
+        self.keys.get(role).ok_or_else(missing)
+    }
+}
+
+/// The server's two keys. They are on the machine that is exposed, and can delay an update, nothing more.
+#[derive(Debug)]
+pub struct Online {
+    /// Signs the list of the newest versions.
+    pub snapshot: Key,
+    /// Signs that the list is fresh.
+    pub timestamp: Key,
+}
+
+/// The public halves of [`Online`], as the root names them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OnlinePublic {
+    /// Of `snapshot`.
+    pub snapshot: tough::schema::key::Key,
+    /// Of `timestamp`.
+    pub timestamp: tough::schema::key::Key,
+}
+
+impl Online {
+    /// Makes both keys in the server's trust folder `dir`.
+    pub fn create(dir: &Path) -> Result<Self, TrustError> {
+        let dir = dir.join("keys");
+        let online = Self { snapshot: Key::create()?, timestamp: Key::create()? };
+        store(&dir, SNAPSHOT, &online.snapshot)?;
+        store(&dir, TIMESTAMP, &online.timestamp)?;
+        Ok(online)
+    }
+
+    /// Loads both keys from the server's trust folder `dir`.
+    pub fn load(dir: &Path) -> Result<Self, TrustError> {
+        let path = |role| dir.join("keys").join(file_of(role));
+        Ok(Self { snapshot: Key::load(&path(SNAPSHOT))?, timestamp: Key::load(&path(TIMESTAMP))? })
+    }
+
+    /// The public halves.
+    pub fn public(&self) -> OnlinePublic {
+        OnlinePublic { snapshot: self.snapshot.public(), timestamp: self.timestamp.public() }
+    }
+}
