@@ -4,7 +4,7 @@
 //! plan(base, target) ──▶ made before? ──yes──▶ Ready: an object's name
 //!                            │ no
 //!                            ▼
-//!                        one job a pair, one at a time ──▶ packs ──▶ plan ──▶ plans/<base>-<target>
+//!                        one job a pair, one at a time ──▶ packs ──▶ plan ──▶ proven ──▶ plans/<base>-<target>
 //!                            │ not done within 2 s
 //!                            ▼
 //!                        Making: ask again, or plan by the signature
@@ -25,11 +25,14 @@ use goldsync_proto::make::{self, Effort};
 use goldsync_proto::plan::Plan;
 use goldsync_proto::release::Section;
 use goldsync_proto::signature::BlockHashes;
+use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 
 use crate::store::files::{blocking, list, prepare_folder, temporary, write_durable};
 use crate::store::{Store, StoreError, Whole, cold};
+
+mod prove;
 
 const FORMAT: u32 = 1;
 
@@ -264,7 +267,13 @@ impl Packs {
         let base = self.image(base).await?;
         let target = self.image(target).await?;
         let (draft, effort) = (Draft::new(&self.folder)?, self.options.effort);
-        let (plan, draft) = blocking(move || make_pair(&base, &target, effort, draft)).await?;
+        let images = [base.id, target.id];
+        let made = blocking(move || make_pair(&base, &target, effort, draft)).await;
+        if made.is_err() {
+            // Whatever went wrong, the next attempt begins with files that are proven anew.
+            images.into_iter().try_for_each(|image| self.store.forget_whole(image))?;
+        }
+        let (plan, draft) = made?;
         if let Some(name) = plan.objects.first() {
             let stored = self.store.objects().put_file(&draft.path).await?;
             if stored.name != *name {
@@ -369,7 +378,12 @@ struct Draft {
 impl Draft {
     fn new(folder: &Path) -> Result<Self, StoreError> {
         let path = temporary(&folder.join("packs"));
-        let file = File::create_new(&path).map_err(StoreError::io("create", &path))?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(StoreError::io("create", &path))?;
         Ok(Self { file, path })
     }
 }
@@ -380,7 +394,7 @@ impl Drop for Draft {
     }
 }
 
-fn make_pair(base: &Mapped, target: &Mapped, effort: Effort, draft: Draft) -> Result<(Plan, Draft), StoreError> {
+fn make_pair(base: &Mapped, target: &Mapped, effort: Effort, draft: Draft) -> Result<(Plan, Draft), PlanError> {
     let (base_bytes, target_bytes) = (base.whole.map()?, target.whole.map()?);
     let mut out = std::io::BufWriter::new(&draft.file);
     let (base, target) = (base.with(&base_bytes), target.with(&target_bytes));
@@ -388,7 +402,25 @@ fn make_pair(base: &Mapped, target: &Mapped, effort: Effort, draft: Draft) -> Re
         .and_then(|plan| out.flush().map(|()| plan))
         .map_err(StoreError::io("write", &draft.path))?;
     drop(out);
+    prove(&plan, &base_bytes, &draft)?;
     Ok((plan, draft))
+}
+
+fn prove(plan: &Plan, base: &[u8], draft: &Draft) -> Result<(), PlanError> {
+    let empty = plan.objects.is_empty();
+    // SAFETY: the draft is this job's own file, complete by now, and goes only after the map.
+    let mapped = (!empty).then(|| unsafe { Mmap::map(&draft.file) }).transpose();
+    let packs = mapped.map_err(StoreError::io("map", &draft.path))?;
+    let got = prove::carry_out(plan, base, packs.as_deref().unwrap_or_default())
+        .map_err(|why| PlanError::Failed { reason: format!("carried out, it breaks: {why}") })?;
+    if got == plan.target {
+        return Ok(());
+    }
+    Err(PlanError::Failed {
+        reason: format!(
+            "carried out, it gives image {got}: a file in cache/ was damaged and is made anew, or two blocks share a hash"
+        ),
+    })
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ async fn every_image_reads_back_in_any_runs_and_whole() {
             assert!(read_runs(&store, image, &runs).await.unwrap() == expected, "{name}, {pass}");
         }
         for (_, bytes) in images() {
-            store.forget_wholes(ImageId::of(&bytes));
+            store.forget_whole(ImageId::of(&bytes)).unwrap();
         }
     }
     for (name, bytes) in images() {
@@ -90,7 +90,7 @@ async fn an_image_adds_only_the_blocks_that_no_other_has() {
     let sections = [record.layout, second.sections.subtrees, second.sections.blocks, second.sections.rolling];
     assert_eq!(second.added, segments + sections.iter().map(|section| section.length).sum::<u64>());
     assert!(first.added > 600 * BLOCK as u64);
-    store.forget_wholes(ImageId::of(&new));
+    store.forget_whole(ImageId::of(&new)).unwrap();
     assert!(store.materialise(ImageId::of(&new)).await.unwrap().map().unwrap()[..] == new);
 
     // The index of blocks is the same after a restart: an image of old blocks only adds no segment.
@@ -208,6 +208,61 @@ async fn a_kill_before_the_commit_leaves_nothing_visible_and_the_next_publish_su
 }
 
 #[tokio::test]
+async fn a_disk_that_fills_up_at_any_object_leaves_nothing_visible_and_the_next_publish_succeeds() {
+    let folder = tempfile::tempdir().unwrap();
+    // Two segments, layout, three sections.
+    let (old, new) = (noise(7, 1), [noise(64 * 256, 2), noise(3, 1), noise(5, 3)].concat());
+    let image = ImageId::of(&new);
+    {
+        let (_store, uploads) = open_both(folder.path()).await;
+        publish(&uploads, &old).await.unwrap();
+        for frame in asked_frames(&uploads, &new).await {
+            uploads.frame(image, frame.first, frame.bytes.into()).await.unwrap();
+        }
+    }
+    for puts in 0.. {
+        let (store, uploads) = open_both(folder.path()).await;
+        store.objects().break_in(puts);
+        match uploads.complete(image).await {
+            Ok(_) => {
+                assert_eq!(puts, 6);
+                break;
+            }
+            Err(error) => assert_eq!(error.code(), "internal", "{error}"),
+        }
+        assert!(store.image(image).is_none() && open_store(folder.path()).await.image(image).is_none());
+        assert!(read_runs(&store, ImageId::of(&old), &[(0, 7)]).await.unwrap() == old);
+        assert_eq!(uploads.index(image, section(&new)).await.unwrap().runs, []);
+    }
+    let store = open_store(folder.path()).await;
+    assert!(
+        read_runs(&store, image, &[(0, 1), (64 * 256 - 1, 9)]).await.unwrap()
+            == [&new[..BLOCK], &new[new.len() - 9 * BLOCK..]].concat()
+    );
+}
+
+#[tokio::test]
+async fn frames_may_come_at_once_and_in_any_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, uploads) = open_both(folder.path()).await;
+    let bytes = noise(1500, 1);
+    let image = ImageId::of(&bytes);
+    let mut frames = asked_frames(&uploads, &bytes).await;
+    frames.reverse();
+    let sent = frames.into_iter().flat_map(|frame| {
+        let bytes = bytes::Bytes::from(frame.bytes);
+        [uploads.frame(image, frame.first, bytes.clone()), uploads.frame(image, frame.first, bytes)]
+    });
+    for sent in futures::future::join_all(sent).await {
+        sent.unwrap();
+    }
+    uploads.complete(image).await.unwrap();
+    assert!(store.materialise(image).await.unwrap().map().unwrap()[..] == bytes);
+    let layout = store.layout(image).await.unwrap();
+    assert_eq!((layout.frames().len(), layout.extents().len()), (6, 6));
+}
+
+#[tokio::test]
 async fn a_kill_after_the_commit_leaves_the_image_and_no_upload() {
     let folder = tempfile::tempdir().unwrap();
     let bytes = noise(3, 1);
@@ -270,7 +325,7 @@ async fn blocks_that_do_not_make_the_image_are_refused_and_every_block_is_asked_
     assert_eq!(uploads.index(image, section(&truth)).await.unwrap().runs, [(0, 17)]);
     publish(&uploads, &truth).await.unwrap();
     assert!(store.materialise(image).await.unwrap().map().unwrap()[..] == truth);
-    store.forget_wholes(image);
+    store.forget_whole(image).unwrap();
     assert!(store.materialise(image).await.unwrap().map().unwrap()[..] == truth);
 }
 
@@ -306,7 +361,7 @@ async fn two_uploads_at_once_of_images_that_share_blocks_both_succeed() {
     left.unwrap();
     right.unwrap();
     for bytes in [&one, &two] {
-        store.forget_wholes(ImageId::of(bytes));
+        store.forget_whole(ImageId::of(bytes)).unwrap();
         assert!(store.materialise(ImageId::of(bytes)).await.unwrap().map().unwrap()[..] == bytes[..]);
     }
 }
@@ -328,7 +383,7 @@ async fn a_damaged_segment_is_named_and_never_becomes_other_bytes() {
             "a short file" => fs::File::options().write(true).open(&path).unwrap().set_len(290 * BLOCK as u64).unwrap(),
             _ => fs::remove_file(&path).unwrap(),
         }
-        store.forget_wholes(image);
+        store.forget_whole(image).unwrap();
         for error in
             [read_runs(&store, image, &[(290, 2)]).await.unwrap_err(), store.materialise(image).await.unwrap_err()]
         {

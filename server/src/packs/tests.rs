@@ -106,6 +106,25 @@ async fn who_waits_too_long_is_told_to_come_again_and_the_work_goes_on() {
 }
 
 #[tokio::test]
+async fn a_plan_from_a_rotten_file_is_never_served_and_the_next_one_is_good() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = open_with(folder.path(), PacksOptions { failure_kept: Duration::ZERO, ..Default::default() }).await;
+    let (old, new) = old_and_new();
+    publish(&server.uploads, &old).await.unwrap();
+    publish(&server.uploads, &new).await.unwrap();
+    let (base, target) = (Some(ImageId::of(&old)), ImageId::of(&new));
+    let path = folder.path().join("cache").join(format!("{target}.img"));
+    let mut file = File::options().write(true).open(&path).unwrap();
+    std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(101 * BLOCK as u64)).unwrap();
+    file.write_all(b"rot").unwrap();
+    let failed = server.packs.prepare(base, target).await.unwrap_err().to_string();
+    assert!(failed.contains("carried out, it gives image"), "{failed}");
+    assert_eq!(fs::read_dir(folder.path().join("plans")).unwrap().count(), 0);
+    let plan = server.plan(base, target).await;
+    assert!(apply(&server.store, &plan, &old).await == new);
+}
+
+#[tokio::test]
 async fn unknown_images_are_told_apart() {
     let folder = tempfile::tempdir().unwrap();
     let server = open(folder.path()).await;
@@ -187,7 +206,7 @@ async fn plans_and_their_objects_are_not_swept() {
     assert_eq!(server.plan(base, target).await, first);
     assert_eq!(server.packs.made(), 0);
     assert!(apply(&server.store, &first, &old).await == new);
-    server.store.forget_wholes(target);
+    server.store.forget_whole(target).unwrap();
     assert!(server.store.materialise(target).await.unwrap().map().unwrap()[..] == new);
 }
 
