@@ -45,13 +45,22 @@ pub fn from_toolchain(folder: &Path, mebibytes: u64) -> Result<Pair> {
         room -= if fits { size.next_multiple_of(BLOCK as u64) } else { 0 };
         fits
     });
-    ensure!(files.len() >= 48, "only {} files in the Rust toolchain at {}; give --old and --new", files.len(), sysroot.display());
+    ensure!(
+        files.len() >= 48,
+        "only {} files in the Rust toolchain at {}; give --old and --new",
+        files.len(),
+        sysroot.display()
+    );
     files.sort();
     let names: Vec<PathBuf> = files.into_iter().map(|(path, _)| path).collect();
 
     let (old, new) = (folder.join("old.image"), folder.join("new.image"));
     let (kept, changed) = (|at: usize| at % 24 != 23, |at: usize| at % 24 != 11);
-    pack(&sysroot, &old, names.iter().enumerate().filter(|(at, _)| kept(*at)).map(|(_, name)| (name.as_path(), Edit::None)))?;
+    pack(
+        &sysroot,
+        &old,
+        names.iter().enumerate().filter(|(at, _)| kept(*at)).map(|(_, name)| (name.as_path(), Edit::None)),
+    )?;
     let edited = names.iter().enumerate().filter(|(at, _)| changed(*at)).map(|(at, name)| {
         let edit = match at % 24 {
             5 => Edit::Insert,
@@ -61,7 +70,11 @@ pub fn from_toolchain(folder: &Path, mebibytes: u64) -> Result<Pair> {
         (name.as_path(), edit)
     });
     pack(&sysroot, &new, edited)?;
-    let what = format!("{} files of the Rust toolchain in {}, packed as an archive on a grid of 4096 bytes", names.len(), sysroot.display());
+    let what = format!(
+        "{} files of the Rust toolchain in {}, packed as an archive on a grid of 4096 bytes",
+        names.len(),
+        sysroot.display()
+    );
     Ok(Pair { old, new, what })
 }
 
@@ -77,7 +90,8 @@ enum Edit {
 
 fn sysroot() -> Result<PathBuf> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let output = Command::new(rustc).args(["--print", "sysroot"]).output().context("cannot run rustc; give --old and --new")?;
+    let output =
+        Command::new(rustc).args(["--print", "sysroot"]).output().context("cannot run rustc; give --old and --new")?;
     ensure!(output.status.success(), "rustc --print sysroot failed; give --old and --new");
     Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
 }

@@ -76,7 +76,14 @@ impl Run {
 
     /// It must have ended with this code.
     pub fn expect(self, code: i32) -> Result<Self> {
-        ensure!(self.code() == code, "{} ended with {}, not {code}:\n{}{}", self.line, self.code(), self.stdout, self.stderr);
+        ensure!(
+            self.code() == code,
+            "{} ended with {}, not {code}:\n{}{}",
+            self.line,
+            self.code(),
+            self.stdout,
+            self.stderr
+        );
         Ok(self)
     }
 
@@ -110,7 +117,8 @@ impl Daemon {
     /// Starts a command, its output going to the end of `log`.
     pub fn start(mut command: Command, log: &Path) -> Result<Self> {
         let line = line_of(&command);
-        let open = || File::options().create(true).append(true).open(log).with_context(|| format!("open {}", log.display()));
+        let open =
+            || File::options().create(true).append(true).open(log).with_context(|| format!("open {}", log.display()));
         command.stdout(open()?).stderr(open()?);
         let child = command.spawn().with_context(|| format!("cannot start {line}"))?;
         Ok(Self { line, child, log: log.to_owned() })

@@ -28,10 +28,15 @@ impl Server {
         let data = server.data.clone();
         server
             .goldsync([
-                OsStr::new("init"), OsStr::new("--data"), data.as_os_str(),
-                OsStr::new("--listen"), OsStr::new(&server.address),
-                OsStr::new("--api"), OsStr::new(&format!("127.0.0.1:{api}")),
-                OsStr::new("--name"), OsStr::new("127.0.0.1"),
+                OsStr::new("init"),
+                OsStr::new("--data"),
+                data.as_os_str(),
+                OsStr::new("--listen"),
+                OsStr::new(&server.address),
+                OsStr::new("--api"),
+                OsStr::new(&format!("127.0.0.1:{api}")),
+                OsStr::new("--name"),
+                OsStr::new("127.0.0.1"),
             ])?
             .ok()?;
         server.start()?;

@@ -142,7 +142,10 @@ impl Fleet {
         let number = |key: &str| published[key].as_u64().unwrap_or_default();
         step.note(&format!(
             "hashed {}; sent the {} blocks that the server lacked as {}; the store grew by {}",
-            bytes(number("size")), blocks(number("blocks_sent")), bytes(number("bytes_sent")), bytes(number("stored"))
+            bytes(number("size")),
+            blocks(number("blocks_sent")),
+            bytes(number("bytes_sent")),
+            bytes(number("stored"))
         ));
         self.server.promote(&format!("demo:{version}"), CHANNEL)?;
         step.end();
@@ -233,8 +236,14 @@ impl Fleet {
         self.must_run(&self.nodes[at], golden)?;
         println!(
             "    {:<5} {:<9} received {:>10} ({:>5} of the image), sent {:>9}, wrote {:>7} blocks, skipped {:>7}, {:>6.2} s",
-            self.nodes[at].name(), account.path, bytes(account.received), part(account.received, self.golden.new_size),
-            bytes(account.sent), blocks(account.written), blocks(account.skipped), account.elapsed_ms as f64 / 1000.0
+            self.nodes[at].name(),
+            account.path,
+            bytes(account.received),
+            part(account.received, self.golden.new_size),
+            bytes(account.sent),
+            blocks(account.written),
+            blocks(account.skipped),
+            account.elapsed_ms as f64 / 1000.0
         );
         self.sums.push((what.to_owned(), account));
         Ok(())
@@ -256,7 +265,9 @@ impl Fleet {
                 let role = if active.as_deref() == Some(slot) { "active" } else { "standby" };
                 println!(
                     "  {:<5} {slot} {role:<8} {:<64}  {}",
-                    node.name(), hash(found.as_deref()), self.golden.name(found.as_deref())
+                    node.name(),
+                    hash(found.as_deref()),
+                    self.golden.name(found.as_deref())
                 );
             }
         }
