@@ -10,18 +10,14 @@
 //! daemon from going there again by itself: until the channel moves on, or somebody says `activate`, `sync` or orders a
 //! fleet sync.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use goldsync_proto::digest::{Digest, ImageId};
-use goldsync_proto::limits::REGION;
+use goldsync_proto::digest::ImageId;
 use goldsync_proto::release::ReleaseRef;
-use goldsync_proto::wire::Progress;
 use serde::Serialize;
 
 use crate::boot::{Activation, ActivationError, Holds};
 use crate::config::Slots;
 use crate::journal::{Journal, JournalError, Proven, RunLock, SlotRecord};
-use crate::slot::{Advice, SlotError, SlotName, Source};
+use crate::slot::SlotName;
 
 /// Why the slots were not swapped. The active slot is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -33,9 +29,6 @@ pub enum SwapError {
     /// The activation back-end.
     #[error(transparent)]
     Activation(#[from] ActivationError),
-    /// The slot.
-    #[error(transparent)]
-    Slot(#[from] SlotError),
     /// The standby slot holds nothing that may be activated.
     #[error("standby slot {slot} {state}; nothing to activate: run `goldsync-agent download` first")]
     NotProven {
@@ -79,9 +72,6 @@ pub enum SwapError {
         /// As recorded.
         expected: ImageId,
     },
-    /// Asked to stop.
-    #[error("stopped on request; nothing was changed")]
-    Stopped,
 }
 
 /// What a swap did.
@@ -110,10 +100,19 @@ pub struct Swap<'a> {
 }
 
 impl Swap<'_> {
-    /// Activates what was staged and proven since the last swap.
-    pub fn activate(&self) -> Result<Swapped, SwapError> {
-        let (active, standby, proven) = self.look()?;
-        if self.newer(active, &proven)? { self.step(active, standby, proven) } else { Err(older(standby, proven)) }
+    /// What `activate` would make active: what was staged and proven since the last swap.
+    pub fn next(&self) -> Result<Proven, SwapError> {
+        let (active, slot, proven) = self.look()?;
+        if self.newer(active, &proven)? { Ok(proven) } else { Err(SwapError::Older { slot, release: proven.release }) }
+    }
+
+    /// What `rollback` would go back to: what was active before.
+    pub fn previous(&self) -> Result<Proven, SwapError> {
+        let (active, slot, proven) = self.look()?;
+        if active.is_none() {
+            return Err(SwapError::NothingActive);
+        }
+        if self.newer(active, &proven)? { Err(SwapError::Newer { slot, release: proven.release }) } else { Ok(proven) }
     }
 
     /// Activates whatever the standby slot was proven to hold, older or newer: for a channel that was pointed back at what
@@ -123,36 +122,17 @@ impl Swap<'_> {
         self.step(active, standby, proven)
     }
 
-    /// Goes back to what was active before, after reading it back, and holds the release that is left.
-    pub fn rollback(&self, progress: &dyn Fn(Progress), stop: &AtomicBool) -> Result<Swapped, SwapError> {
+    /// Goes back to what was active before, and holds the release that is left. The caller has just proven the slot.
+    pub fn back(&self) -> Result<Swapped, SwapError> {
+        self.previous()?;
         let (active, standby, proven) = self.look()?;
-        let Some(left) = active else { return Err(SwapError::NothingActive) };
-        if self.newer(active, &proven)? {
-            return Err(SwapError::Newer { slot: standby, release: proven.release });
-        }
-        self.prove(standby, &proven, progress, stop)?;
-        if let SlotRecord::Proven(left) = self.journal.slot(left)? {
+        if let Some(left) = active.map(|left| self.journal.slot(left)).transpose()?
+            && let Some(left) = left.proven()
+        {
             // Before the step: a crash in between costs one manual `sync`, the other order would undo the rollback.
             self.journal.set_hold(left.image, &left.release)?;
         }
-        let swapped = self.activate_slot(active, standby, proven)?;
-        Ok(swapped)
-    }
-
-    /// Reads the whole standby slot back and compares it with its record, which is cleared if it does not fit.
-    pub fn prove(
-        &self,
-        slot: SlotName,
-        proven: &Proven,
-        progress: &dyn Fn(Progress),
-        stop: &AtomicBool,
-    ) -> Result<(), SwapError> {
-        let got = hash_slot(&Source::open(slot, self.slots.path(slot))?, proven.size, progress, stop)?;
-        if got != proven.image {
-            self.journal.set_empty(slot)?;
-            return Err(SwapError::Unproven { slot, got, expected: proven.image });
-        }
-        Ok(())
+        self.activate_slot(active, standby, proven)
     }
 
     /// The active slot, the standby slot, and what the latter was proven to hold.
@@ -189,30 +169,6 @@ impl Swap<'_> {
         self.activation.activate(to, &Holds { image, release: release.clone() })?;
         Ok(Swapped { from, to, image, release })
     }
-}
-
-fn older(slot: SlotName, proven: Proven) -> SwapError {
-    SwapError::Older { slot, release: proven.release }
-}
-
-/// The BLAKE3 of the first `size` bytes, read from the medium.
-fn hash_slot(source: &Source, size: u64, progress: &dyn Fn(Progress), stop: &AtomicBool) -> Result<ImageId, SwapError> {
-    source.advise(Advice::Forget);
-    source.advise(Advice::Sequential);
-    let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; REGION as usize]);
-    let mut at = 0;
-    while at < size {
-        if stop.load(Ordering::Relaxed) {
-            return Err(SwapError::Stopped);
-        }
-        let step = (size - at).min(REGION) as usize;
-        let part = &mut buffer[..step];
-        source.read_at(at, part)?;
-        hasher.update(part);
-        at += step as u64;
-        progress(Progress { done: at, total: size, received: 0 });
-    }
-    Ok(ImageId(Digest(*hasher.finalize().as_bytes())))
 }
 
 #[cfg(test)]
@@ -253,11 +209,11 @@ mod tests {
         }
 
         fn activate(&self) -> Result<Swapped, SwapError> {
-            self.swap(Swap::activate)
+            self.swap(|swap| swap.next().and_then(|_| swap.to_standby()))
         }
 
         fn rollback(&self) -> Result<Swapped, SwapError> {
-            self.swap(|swap| swap.rollback(&|_| {}, &AtomicBool::new(false)))
+            self.swap(|swap| swap.back())
         }
 
         fn held(&self) -> Option<String> {
@@ -285,22 +241,6 @@ mod tests {
         assert!(matches!(bench.rollback(), Err(SwapError::Newer { .. })));
         assert_eq!(bench.activate().unwrap().release.to_string(), "web:2");
         assert_eq!(bench.held(), None, "somebody said so");
-    }
-
-    #[test]
-    fn a_slot_that_changed_is_not_gone_back_to() {
-        let bench = Bench::new();
-        bench.stage(SlotName::A, "web:1");
-        bench.activate().unwrap();
-        bench.stage(SlotName::B, "web:2");
-        bench.activate().unwrap();
-        let mut bytes = fs::read(bench.slots.path(SlotName::A)).unwrap();
-        bytes[12_345] ^= 1;
-        fs::write(bench.slots.path(SlotName::A), bytes).unwrap();
-        let error = bench.rollback().unwrap_err();
-        assert!(matches!(error, SwapError::Unproven { slot: SlotName::A, .. }), "{error}");
-        assert_eq!(bench.activation.active().unwrap(), Some(SlotName::B));
-        assert_eq!((bench.held(), bench.journal.slot(SlotName::A).unwrap()), (None, SlotRecord::Empty));
     }
 
     #[test]

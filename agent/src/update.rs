@@ -1,4 +1,4 @@
-//! The flow of one update, and its verbs: check, download, sync. (`activate` and `rollback` are in [`crate::swap`].)
+//! The flow of one update, and its verbs: check, download, activate, rollback, sync.
 //!
 //! ```text
 //! check ─▶ plan ─▶ fetch + stage ─▶ verify ─▶ (proven) ─▶ swap
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use goldsync_proto::block::Geometry;
+use goldsync_proto::block::{Geometry, Run};
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::limits::{BLOCK, TRUST_BYTES_MAX, TRUST_FILE_MAX, TRUST_FILES_MAX};
 use goldsync_proto::plan::{Plan, Source as From, Step};
@@ -148,7 +148,7 @@ impl UpdateError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Job(JobError::Link(_)) | Self::NoLink => 4,
-            Self::Job(JobError::Stage(_)) | Self::Swap(SwapError::Slot(_)) => 5,
+            Self::Job(JobError::Stage(_)) => 5,
             Self::Job(JobError::Proof { .. }) | Self::Swap(SwapError::Unproven { .. }) => 7,
             Self::Job(JobError::Journal(JournalError::Busy { .. })) => 75,
             Self::Job(JobError::Stopped) => 130,
@@ -190,6 +190,10 @@ impl Context {
     /// The connection.
     pub fn link(&self) -> Result<Arc<Link>, UpdateError> {
         self.link.clone().ok_or(UpdateError::NoLink)
+    }
+
+    fn swap<'a>(&'a self, lock: &'a RunLock) -> Swap<'a> {
+        Swap { slots: &self.config.slots, journal: &self.journal, activation: self.activation.as_ref(), lock }
     }
 
     /// Where the next image goes.
@@ -335,7 +339,7 @@ pub async fn sync(ctx: &mut Context) -> Result<Outcome, UpdateError> {
     let check = check(ctx).await?;
     let staged = match check.verdict {
         Verdict::UpToDate => None,
-        Verdict::Staged if still_proven(ctx, ctx.standby()?).await? => Some(begun.account(ctx, "staged", None)),
+        Verdict::Staged if still_proven(ctx, ctx.standby()?).await?.is_ok() => Some(begun.account(ctx, "staged", None)),
         Verdict::Staged | Verdict::Update => stage(ctx, &check.target, &begun).await?,
     };
     let Some(account) = staged else {
@@ -346,30 +350,56 @@ pub async fn sync(ctx: &mut Context) -> Result<Outcome, UpdateError> {
     Ok(Outcome::Updated { account: begun.finish(ctx, account) })
 }
 
+/// Makes the standby slot, staged and proven by an earlier run, the active one. Needs no server.
+pub async fn activate(ctx: &mut Context) -> Result<Proven, UpdateError> {
+    let lock = ctx.journal.lock()?;
+    let proven = ctx.swap(&lock).next()?;
+    prove_again(ctx, &proven).await?;
+    swap(ctx, &lock)?;
+    Ok(proven)
+}
+
+/// Goes back to what was active before, and holds the release that is left. Needs no server.
+pub async fn rollback(ctx: &mut Context) -> Result<Proven, UpdateError> {
+    let lock = ctx.journal.lock()?;
+    let proven = ctx.swap(&lock).previous()?;
+    prove_again(ctx, &proven).await?;
+    ctx.tell(Event::Phase(Phase::Swap));
+    ctx.swap(&lock).back()?;
+    ctx.tell(Event::Phase(Phase::Idle));
+    Ok(proven)
+}
+
 /// Makes the standby slot, just proven, the active one.
 pub(crate) fn swap(ctx: &Context, lock: &RunLock) -> Result<(), UpdateError> {
     ctx.tell(Event::Phase(Phase::Swap));
-    let (slots, journal, activation) = (&ctx.config.slots, &ctx.journal, ctx.activation.as_ref());
-    Swap { slots, journal, activation, lock }.to_standby()?;
+    ctx.swap(lock).to_standby()?;
     ctx.tell(Event::Phase(Phase::Idle));
     Ok(())
 }
 
-/// Reads a slot that was proven in an earlier run once more: disks rot, and what is activated must be golden now. A record
-/// that is no longer true is cleared.
-async fn still_proven(ctx: &Context, slot: SlotName) -> Result<bool, UpdateError> {
-    ctx.tell(Event::Phase(Phase::Verify));
-    let Some(proven) = ctx.proven(slot)? else { return Ok(false) };
-    let source = Source::open(slot, ctx.config.slots.path(slot))?;
-    if hash_slot(ctx, source, proven.size).await? == Some(proven.image) {
-        return Ok(true);
+/// Before a swap without a download: the standby slot must be golden now, not only when it was staged.
+async fn prove_again(ctx: &Context, proven: &Proven) -> Result<(), UpdateError> {
+    let (slot, expected) = (ctx.standby()?, proven.image);
+    match still_proven(ctx, slot).await? {
+        Ok(()) => Ok(()),
+        Err(got) => Err(SwapError::Unproven { slot, got, expected }.into()),
     }
-    ctx.tell(Event::Note(format!(
-        "slot {slot} was proven to hold {} and no longer does; staging it anew",
-        proven.release
-    )));
+}
+
+/// Reads a slot that was proven in an earlier run once more: disks rot, and what is activated must be golden now. A record
+/// that is no longer true is cleared, and what the slot reads as instead is told.
+async fn still_proven(ctx: &Context, slot: SlotName) -> Result<Result<(), ImageId>, UpdateError> {
+    ctx.tell(Event::Phase(Phase::Verify));
+    let Some(proven) = ctx.proven(slot)? else { return Ok(Err(ImageId::of(b""))) };
+    let source = Source::open(slot, ctx.config.slots.path(slot))?;
+    let got = hash_slot(ctx, source, proven.size).await?.unwrap_or(ImageId::of(b""));
+    if got == proven.image {
+        return Ok(Ok(()));
+    }
+    ctx.tell(Event::Note(format!("slot {slot} was proven to hold {} and no longer does", proven.release)));
     ctx.journal.set_empty(slot)?;
-    Ok(false)
+    Ok(Err(got))
 }
 
 /// The image id of a slot's first `size` bytes; `None` if it has fewer.
@@ -548,7 +578,7 @@ async fn make(ctx: &Context, job: &Arc<Job>) -> Result<&'static str, JobError> {
         }
         None => {
             ctx.tell(Event::Phase(Phase::Fetch));
-            fetch_runs(job, vec![(0, job.geometry.blocks())]).await?;
+            fetch_runs(job, vec![(0, job.geometry.blocks())], vec![]).await?;
             Ok("blocks")
         }
     }
@@ -567,23 +597,32 @@ async fn carry_out(ctx: &Context, job: &Arc<Job>, plan: Plan) -> Result<(), JobE
 /// Plans by the signature and carries it out; `false` if next to nothing of the golden image is here, and a cold fetch is
 /// better.
 async fn by_signature(ctx: &Context, job: &Arc<Job>) -> Result<bool, JobError> {
-    let plan = plan::own::make(job).await?;
-    let (fetched, blocks) = plan::fetched_share(&plan);
+    let own = plan::own::make(job).await?;
+    let (fetched, blocks) = plan::fetched_share(&own.plan);
     ctx.tell(Event::Note(format!("{} of {blocks} blocks are here already", blocks - fetched)));
     if fetched * 10 > blocks * 9 {
         return Ok(false);
     }
     ctx.tell(Event::Phase(Phase::Fetch));
-    check_space(job, &plan)?;
-    let runs = plan::fetched_runs(&plan);
+    check_space(job, &own.plan)?;
+    let (wanted, followers) = (own.wanted(), own.followers);
     // In this order: what the standby slot holds is a source until it is moved.
-    job.blocking(move |job| plan::make_local(job, &plan)).await?;
-    fetch_runs(job, runs).await?;
+    job.blocking(move |job| plan::make_local(job, &own.plan)).await?;
+    fetch_runs(job, wanted, followers).await?;
     Ok(true)
 }
 
-async fn fetch_runs(job: &Arc<Job>, runs: Vec<(u32, u32)>) -> Result<(), JobError> {
-    fetch::blocks(job, job.target.image, &runs, |job, first, bytes| Ok(job.stage.put(first, bytes)?)).await
+/// Fetches blocks and stages them, and with each the blocks that are equal to it.
+async fn fetch_runs(job: &Arc<Job>, runs: Vec<Run>, followers: Vec<(u32, u32)>) -> Result<(), JobError> {
+    let followers = Arc::new(followers);
+    fetch::blocks(job, job.target.image, &runs, move |job, first, bytes| {
+        job.stage.put(first, bytes)?;
+        for (leader, block) in (first..).zip(bytes.chunks_exact(BLOCK as usize)) {
+            plan::own::followers_of(&followers, leader).try_for_each(|follower| job.stage.put(follower, block))?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 fn check_space(job: &Job, plan: &Plan) -> Result<(), JobError> {

@@ -13,8 +13,11 @@ pub mod cli;
 pub mod config;
 pub mod ctl;
 mod disk;
+pub mod golden;
 pub mod orders;
+pub mod packs;
 pub mod roster;
+pub mod store;
 pub mod trust;
 
 /// The binary `goldsync`, so that another program can be it: parses `args` (the first one is the program's name), runs

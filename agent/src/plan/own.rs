@@ -72,8 +72,33 @@ impl Search {
     }
 }
 
+/// A node's own plan.
+#[derive(Debug)]
+pub struct Own {
+    /// The plan. Its `Fetch` steps cover every block that is not here.
+    pub plan: Plan,
+    /// Of those, blocks that are equal to another one which is fetched: `(leader, follower)`, sorted.
+    pub followers: Vec<(u32, u32)>,
+}
+
+impl Own {
+    /// What to ask the server for: each content once.
+    pub fn wanted(&self) -> Vec<Run> {
+        let mut followers: Vec<u32> = self.followers.iter().map(|(_, follower)| *follower).collect();
+        followers.sort_unstable();
+        let fetched = super::fetched_runs(&self.plan).into_iter().flat_map(|(first, count)| first..first + count);
+        runs_of(fetched.filter(|block| followers.binary_search(block).is_err()))
+    }
+}
+
+/// The blocks that are equal to `leader`.
+pub fn followers_of(followers: &[(u32, u32)], leader: u32) -> impl Iterator<Item = u32> + '_ {
+    let start = followers.partition_point(|(first, _)| *first < leader);
+    followers.iter().skip(start).take_while(move |(first, _)| *first == leader).map(|(_, follower)| *follower)
+}
+
 /// Makes the plan. Fetches the signature's sections; stages nothing.
-pub async fn make(job: &Arc<Job>) -> Result<Plan, JobError> {
+pub async fn make(job: &Arc<Job>) -> Result<Own, JobError> {
     let section = subtrees(job).await?;
     let golden = read_subtrees(job.geometry, job.target.image, &section)
         .ok_or(FetchError::Name { what: "the section of subtrees", name: job.target.sections.subtrees.name })?;
@@ -100,7 +125,20 @@ pub async fn make(job: &Arc<Job>) -> Result<Plan, JobError> {
         packs: vec![],
     };
     plan.check()?;
-    Ok(plan)
+    Ok(Own { plan, followers: followers(&search) })
+}
+
+/// Finds blocks to be fetched that are equal among themselves.
+fn followers(search: &Search) -> Vec<(u32, u32)> {
+    let mut missing = search.missing(0..search.decided.len());
+    missing.sort_unstable_by_key(|block| (search.hashes.get(*block), *block));
+    let equal = missing.chunk_by(|a, b| search.hashes.get(*a) == search.hashes.get(*b));
+    let mut pairs: Vec<(u32, u32)> = equal
+        .filter_map(<[u32]>::split_first)
+        .flat_map(|(leader, rest)| rest.iter().map(|follower| (*leader, *follower)))
+        .collect();
+    pairs.sort_unstable();
+    pairs
 }
 
 async fn on_search<T: Send + 'static>(
@@ -421,6 +459,29 @@ mod tests {
             joined,
             vec![(0, 25), (100, 1), (1000, ENTRIES), (1000 + ENTRIES, ENTRIES), (1000 + 2 * ENTRIES, 37_856)]
         );
+    }
+
+    #[test]
+    fn each_content_is_asked_for_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let words = || Words::temporary(folder.path(), 6).unwrap();
+        let search = Search { decided: words(), hashes: Arc::new(words()), recognised: words() };
+        for (block, hash) in [7, 9, 7, 5, 7, 9].into_iter().enumerate() {
+            search.hashes.set(block as u32, hash);
+        }
+        search.decide(5, decision::KEEP, 0);
+        let plan = Plan {
+            base: None,
+            target: goldsync_proto::digest::ImageId::of(b""),
+            geometry: goldsync_proto::block::Geometry::new(6 * BLOCK).unwrap(),
+            steps: steps(&search),
+            objects: vec![],
+            packs: vec![],
+        };
+        let own = Own { plan, followers: followers(&search) };
+        assert_eq!(own.followers, vec![(0, 2), (0, 4)]);
+        assert_eq!(own.wanted(), vec![(0, 2), (3, 1)]);
+        assert_eq!(followers_of(&own.followers, 0).collect::<Vec<_>>(), vec![2, 4]);
     }
 
     #[test]

@@ -1,0 +1,589 @@
+//! Receiving a published image: which blocks are missing, keeping those that come, proving the whole, committing it.
+//!
+//! ```text
+//! begin ──▶ index ──▶ frame, frame, ... ──▶ complete
+//!   ▲         ▲              │                  │
+//!   └─────────┴── a kill, a lost link: begin again, and only what is still missing is asked for
+//! ```
+//! `uploads/<image>/` holds `upload.json`, the section `blocks` as the publisher sent it, and the parts. Nothing of it is
+//! visible to a node. The image exists when its record does, which is written last and synced; the folder goes after it.
+//! An upload that nobody touched for 24 hours goes when the server starts.
+//!
+//! The publisher is not believed: each block is held against its hash, and the image that comes out against its id. If
+//! that fails (a file that changed while it was read, two blocks with one hash, a lie) nothing is stored, and the next
+//! attempt asks for every block, so that a shared hash cannot stand in an image's way twice.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use goldsync_proto::block::{Geometry, GeometryError, Run, runs_of};
+use goldsync_proto::digest::ImageId;
+use goldsync_proto::limits::BLOCK;
+use goldsync_proto::pack::{FRAME_HEAD, FrameHead, PackError, decompress, frame_head, hash16};
+use goldsync_proto::release::Sections;
+use goldsync_proto::signature::{BLOCK_ENTRY, BlockHashes, block_hash};
+use serde::{Deserialize, Serialize};
+use tokio::sync::RwLock;
+
+use super::known::Known;
+use super::parts::{self, Part};
+use super::segments::{Own, Received, lay_out, missing, store_parts};
+use super::sign::sign_file;
+use crate::api::types::{Missing, UploadState, Uploaded};
+use crate::store::files::{blocking, list, prepare_folder, write_durable};
+use crate::store::layout::LayoutError;
+use crate::store::{ImageRecord, Store, StoreError, older};
+
+/// An upload that nobody touched for so long is given up.
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+
+/// Why an upload cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UploadError {
+    /// No upload of that image.
+    #[error("no upload of image {image} was begun; begin it first")]
+    NotBegun {
+        /// Its id.
+        image: ImageId,
+    },
+    /// The size is no image's.
+    #[error(transparent)]
+    Size(#[from] GeometryError),
+    /// The section does not fit the size.
+    #[error("the section `blocks` is {got} bytes, {expected} expected for an image of {size} bytes")]
+    Section {
+        /// Bytes sent.
+        got: u64,
+        /// Bytes that the size demands.
+        expected: u64,
+        /// The image's size.
+        size: u64,
+    },
+    /// Frames before the index.
+    #[error("the server does not know yet which blocks this upload lacks; send the section `blocks` first")]
+    NotIndexed,
+    /// The frame begins with a block that was not asked for.
+    #[error("block {first} is not one of the missing blocks; send the section `blocks` again to learn which are")]
+    NotMissing {
+        /// The block.
+        first: u32,
+    },
+    /// The frame holds more than is missing.
+    #[error("the frame holds {blocks} blocks from missing block {first} on, only {left} are missing from there")]
+    TooLong {
+        /// Its first block.
+        first: u32,
+        /// Its blocks.
+        blocks: u32,
+        /// Blocks that are missing from there on.
+        left: u32,
+    },
+    /// Some of the frame's blocks came in another frame.
+    #[error(
+        "some but not all of the frame's {blocks} blocks from block {first} on were received before; send the section `blocks` again to learn which are missing"
+    )]
+    Overlap {
+        /// Its first block.
+        first: u32,
+        /// Its blocks.
+        blocks: u32,
+    },
+    /// The frame does not decode.
+    #[error("the frame from block {first} on: {source}")]
+    Frame {
+        /// Its first block.
+        first: u32,
+        /// Why.
+        source: PackError,
+    },
+    /// A block is not the one that was announced.
+    #[error(
+        "block {block} does not hash to what the section `blocks` says; was the image written to while it was read?"
+    )]
+    Block {
+        /// Which.
+        block: u32,
+    },
+    /// Not all blocks came.
+    #[error("{blocks} blocks are still missing, the first of them block {first}; send the section `blocks` again")]
+    Incomplete {
+        /// How many.
+        blocks: u64,
+        /// The first.
+        first: u32,
+    },
+    /// The blocks do not make the image.
+    #[error(
+        "image {image} reads back as {got}, so nothing was stored: the file was written to while it was read, or two of its blocks share a hash; publish it again, every block will be sent"
+    )]
+    WrongImage {
+        /// Its id, as announced.
+        image: ImageId,
+        /// What the blocks make.
+        got: ImageId,
+    },
+    /// A layout that does not hold together: the server's own fault.
+    #[error("the image's layout does not hold together: {0}")]
+    Layout(LayoutError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl UploadError {
+    /// The word for programs, as in `Problem::code`.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotBegun { .. } => "not_found",
+            Self::NotIndexed | Self::NotMissing { .. } | Self::Overlap { .. } | Self::Incomplete { .. } => "conflict",
+            Self::WrongImage { .. } => "conflict",
+            Self::Size(_) | Self::Section { .. } | Self::TooLong { .. } | Self::Frame { .. } | Self::Block { .. } => {
+                "bad_request"
+            }
+            Self::Layout(_) | Self::Store(_) => "internal",
+        }
+    }
+}
+
+/// All uploads of one server.
+#[derive(Debug)]
+pub struct Uploads {
+    store: Arc<Store>,
+    folder: PathBuf,
+    known: Mutex<Arc<Known>>,
+    open: tokio::sync::Mutex<HashMap<ImageId, Arc<Upload>>>,
+    /// One image is proven at a time: it takes all cores and much disk.
+    completing: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Upload {
+    folder: PathBuf,
+    image: ImageId,
+    geometry: Geometry,
+    /// Held for reading by frames, for writing by what needs them to stand still.
+    state: RwLock<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Ask for every block, see the module.
+    every: bool,
+    /// The section `blocks`, if it was sent.
+    section: Option<Bytes>,
+    /// What the last `index` answered.
+    asked: Option<Arc<Vec<Run>>>,
+    received: Arc<Mutex<Parts>>,
+}
+
+#[derive(Debug, Default)]
+struct Parts {
+    by_first: BTreeMap<u32, Part>,
+    /// One bit a block.
+    bits: Vec<u64>,
+}
+
+impl Parts {
+    fn holds(&self, block: u32) -> bool {
+        self.bits.get(block as usize / 64).is_some_and(|word| word & (1 << (block % 64)) != 0)
+    }
+
+    fn add(&mut self, part: Part) {
+        for block in part.blocks() {
+            let word = block as usize / 64;
+            if word >= self.bits.len() {
+                self.bits.resize(word + 1, 0);
+            }
+            if let Some(word) = self.bits.get_mut(word) {
+                *word |= 1 << (block % 64);
+            }
+        }
+        if let Some((first, _)) = part.runs.first() {
+            self.by_first.insert(*first, part);
+        }
+    }
+}
+
+/// `upload.json`
+#[derive(Debug, Serialize, Deserialize)]
+struct Request {
+    image: ImageId,
+    size: u64,
+    every: bool,
+}
+
+impl Uploads {
+    /// Opens the uploads of a store, removes those that were given up, and reads which blocks are stored.
+    pub async fn open(store: Arc<Store>) -> Result<Arc<Self>, StoreError> {
+        let folder = store.folder().join("uploads");
+        let known = known_blocks(&store).await;
+        let cleaned = (folder.clone(), store.clone());
+        blocking(move || clean(&cleaned.0, &cleaned.1)).await?;
+        let known = Mutex::new(Arc::new(known));
+        Ok(Arc::new(Self { store, folder, known, open: Default::default(), completing: Default::default() }))
+    }
+
+    fn known(&self) -> Arc<Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Begins an upload, or goes on with it.
+    pub async fn begin(&self, image: ImageId, size: u64) -> Result<UploadState, UploadError> {
+        if self.store.image(image).is_some() {
+            return Ok(UploadState { stored: true });
+        }
+        let geometry = Geometry::new(size)?;
+        match self.upload(image).await {
+            Ok(upload) if upload.geometry == geometry => {}
+            Err(UploadError::NotBegun { .. }) => self.start(image, geometry).await?,
+            // One id has one size: whoever came first with another was wrong, or this one is, and the proof will tell.
+            Ok(_) => self.start(image, geometry).await?,
+            Err(error) => return Err(error),
+        }
+        Ok(UploadState { stored: false })
+    }
+
+    async fn start(&self, image: ImageId, geometry: Geometry) -> Result<(), UploadError> {
+        let mut open = self.open.lock().await;
+        open.remove(&image);
+        let folder = self.folder.join(image.to_string());
+        let upload = blocking(move || Upload::create(folder, image, geometry)).await?;
+        open.insert(image, Arc::new(upload));
+        Ok(())
+    }
+
+    /// An upload that was begun, now or before a restart.
+    async fn upload(&self, image: ImageId) -> Result<Arc<Upload>, UploadError> {
+        let mut open = self.open.lock().await;
+        if let Some(upload) = open.get(&image) {
+            return Ok(upload.clone());
+        }
+        let folder = self.folder.join(image.to_string());
+        let upload = blocking(move || Upload::load(folder, image)).await?;
+        let upload = Arc::new(upload.ok_or(UploadError::NotBegun { image })?);
+        open.insert(image, upload.clone());
+        Ok(upload)
+    }
+
+    /// Takes the section `blocks`, and answers which blocks are missing.
+    pub async fn index(&self, image: ImageId, section: Bytes) -> Result<Missing, UploadError> {
+        if self.store.image(image).is_some() {
+            return Ok(Missing { runs: vec![] });
+        }
+        let upload = self.upload(image).await?;
+        upload.check_section(&section)?;
+        let mut state = upload.state.write().await;
+        if state.section.as_ref() != Some(&section) {
+            let (folder, section, every) = (upload.folder.clone(), section.clone(), state.every);
+            *state = blocking(move || State::anew(&folder, section, every)).await?;
+        }
+        let runs = Arc::new(self.missing(&state).await?);
+        state.asked = Some(runs.clone());
+        Ok(Missing { runs: Arc::unwrap_or_clone(runs) })
+    }
+
+    async fn missing(&self, state: &State) -> Result<Vec<Run>, UploadError> {
+        let section = state.section.clone().ok_or(UploadError::NotIndexed)?;
+        let (known, parts, every) = (self.known(), state.parts(), state.every);
+        blocking(move || {
+            let hashes = BlockHashes::new(&section);
+            let received = Received::of(&parts, hashes);
+            Ok(runs_of(missing(hashes, &known, &received, every)))
+        })
+        .await
+    }
+
+    /// Takes one literal frame: the next missing blocks in order, from block `first` on. Harmless if it came before.
+    pub async fn frame(&self, image: ImageId, first: u32, frame: Bytes) -> Result<(), UploadError> {
+        if self.store.image(image).is_some() {
+            return Ok(());
+        }
+        let upload = self.upload(image).await?;
+        let state = upload.state.read().await;
+        let (Some(section), Some(asked)) = (state.section.clone(), state.asked.clone()) else {
+            return Err(UploadError::NotIndexed);
+        };
+        let received = state.received.clone();
+        let folder = upload.frames();
+        blocking(move || take_frame(&folder, &section, &asked, &received, first, &frame)).await
+    }
+
+    /// Stores the image, proves it, and makes it exist. Goes on to its end even if the caller does not wait for it.
+    pub async fn complete(self: &Arc<Self>, image: ImageId) -> Result<Uploaded, UploadError> {
+        let uploads = self.clone();
+        match tokio::spawn(async move { uploads.finish(image).await }).await {
+            Ok(done) => done,
+            Err(ended) => match ended.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(StoreError::Stopping.into()),
+            },
+        }
+    }
+
+    async fn finish(&self, image: ImageId) -> Result<Uploaded, UploadError> {
+        let _one_at_a_time = self.completing.lock().await;
+        if let Some(record) = self.store.image(image) {
+            return Ok(Uploaded { sections: record.sections, added: record.added });
+        }
+        let upload = self.upload(image).await?;
+        let mut state = upload.state.write().await;
+        let missing = self.missing(&state).await?;
+        if let Some((first, _)) = missing.first() {
+            let blocks = missing.iter().map(|(_, count)| u64::from(*count)).sum();
+            return Err(UploadError::Incomplete { blocks, first: *first });
+        }
+        match self.prove(&upload, &state).await {
+            Ok(uploaded) => {
+                self.open.lock().await.remove(&image);
+                let folder = upload.folder.clone();
+                blocking(move || remove_folder(&folder)).await?;
+                Ok(uploaded)
+            }
+            Err(UploadError::WrongImage { image, got }) => {
+                *state = State::empty(true);
+                let (folder, size) = (upload.folder.clone(), upload.geometry.size());
+                blocking(move || restart(&folder, &Request { image, size, every: true })).await?;
+                Err(UploadError::WrongImage { image, got })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Stores segments and layout, reads the image back, signs it, and commits it if it is what it should be.
+    async fn prove(&self, upload: &Upload, state: &State) -> Result<Uploaded, UploadError> {
+        let (image, geometry, store) = (upload.image, upload.geometry, &self.store);
+        let parts = state.parts();
+        let own = store_parts(store.objects(), &upload.frames(), &parts).await?;
+        let section = state.section.clone().ok_or(UploadError::NotIndexed)?;
+        let known = self.known();
+        let (layout, own) = blocking(move || draw(geometry, &section, own, &parts, &known)).await?;
+        let layout = Arc::new(layout);
+        let draft = Arc::new(store.assemble(image, &layout).await?);
+        let signed = draft.clone();
+        let folder = upload.folder.clone();
+        let signature = blocking(move || {
+            sign_file(&signed.file, geometry, |_| ()).map_err(StoreError::io("read back the image in", &folder))
+        })
+        .await?;
+        if signature.image != image {
+            return Err(UploadError::WrongImage { image, got: signature.image });
+        }
+        let blocks = Bytes::from(signature.blocks);
+        let stored_layout = store.objects().put(layout.encode()).await?;
+        let sections = Sections {
+            subtrees: store.objects().put(signature.subtrees).await?,
+            blocks: store.objects().put(blocks.clone()).await?,
+            rolling: store.objects().put(signature.rolling).await?,
+        };
+        let sizes = [stored_layout, sections.subtrees, sections.blocks, sections.rolling];
+        let added = own.segments.iter().chain(&sizes).map(|section| section.length).sum();
+        let made: Vec<_> = own.segments.iter().map(|segment| segment.name).collect();
+        let record = ImageRecord::new(image, geometry, stored_layout, sections, added, made.clone());
+        store.commit(record).await?;
+        self.learn(layout, made, blocks).await?;
+        let store = store.clone();
+        blocking(move || store.keep_whole(image, &draft)).await?;
+        Ok(Uploaded { sections, added })
+    }
+
+    /// Lets later uploads find this image's blocks.
+    async fn learn(
+        &self,
+        layout: Arc<crate::store::layout::Layout>,
+        made: Vec<goldsync_proto::digest::Digest>,
+        blocks: Bytes,
+    ) -> Result<(), StoreError> {
+        let known = self.known();
+        let merge = move || Ok::<_, StoreError>(known.with(&layout, &made, BlockHashes::new(&blocks)));
+        let merged = Arc::new(blocking(merge).await?);
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = merged;
+        Ok(())
+    }
+}
+
+fn draw(
+    geometry: Geometry,
+    section: &[u8],
+    own: Own,
+    parts: &[Part],
+    known: &Arc<Known>,
+) -> Result<(crate::store::layout::Layout, Own), UploadError> {
+    let hashes = BlockHashes::new(section);
+    let received = Received::of(parts, hashes);
+    let layout = lay_out(geometry, hashes, &own, &received, known)?;
+    Ok((layout, own))
+}
+
+/// Which blocks are stored. An image whose layout or section is damaged is left out: its blocks are stored again.
+async fn known_blocks(store: &Arc<Store>) -> Known {
+    let mut known = Known::default();
+    for record in store.images() {
+        match (store.layout(record.image).await, store.block_hashes(record.image).await) {
+            (Ok(layout), Ok(blocks)) => known = known.with(&layout, &record.segments, BlockHashes::new(&blocks)),
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::error!(image = %record.image, %error, "a stored image cannot be read");
+            }
+        }
+    }
+    known
+}
+
+fn clean(folder: &Path, store: &Store) -> Result<(), StoreError> {
+    prepare_folder(folder)?;
+    for path in list(folder)? {
+        let Some(image) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
+        let touched = [path.join("frames"), path.join("upload.json")];
+        let touched_lately = touched.iter().any(|path| fs::metadata(path).is_ok_and(|meta| !older(&meta, ABANDONED)));
+        if store.image(image).is_some() || !touched_lately {
+            remove_folder(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_folder(folder: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::io("remove", folder)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Forgets everything that was received.
+fn restart(folder: &Path, request: &Request) -> Result<(), StoreError> {
+    remove_folder(folder)?;
+    prepare_folder(&folder.join("frames"))?;
+    let path = folder.join("upload.json");
+    let text = serde_json::to_vec(request)
+        .map_err(|error| StoreError::Record { path: path.clone(), what: error.to_string() })?;
+    write_durable(&path, &text)
+}
+
+impl State {
+    fn empty(every: bool) -> Self {
+        Self { every, section: None, asked: None, received: Arc::default() }
+    }
+
+    /// The publisher sent another section than before: what was received belongs to that one.
+    fn anew(folder: &Path, section: Bytes, every: bool) -> Result<Self, StoreError> {
+        remove_folder(&folder.join("frames"))?;
+        prepare_folder(&folder.join("frames"))?;
+        write_durable(&folder.join("blocks"), &section)?;
+        Ok(Self { section: Some(section), ..Self::empty(every) })
+    }
+
+    fn parts(&self) -> Vec<Part> {
+        self.received.lock().unwrap_or_else(PoisonError::into_inner).by_first.values().cloned().collect()
+    }
+}
+
+impl Upload {
+    fn frames(&self) -> PathBuf {
+        self.folder.join("frames")
+    }
+
+    fn create(folder: PathBuf, image: ImageId, geometry: Geometry) -> Result<Self, StoreError> {
+        restart(&folder, &Request { image, size: geometry.size(), every: false })?;
+        Ok(Self { folder, image, geometry, state: RwLock::new(State::empty(false)) })
+    }
+
+    /// Takes up what a folder holds, if it holds an upload.
+    fn load(folder: PathBuf, image: ImageId) -> Result<Option<Self>, StoreError> {
+        let Ok(text) = fs::read(folder.join("upload.json")) else { return Ok(None) };
+        let Ok(request) = serde_json::from_slice::<Request>(&text) else { return Ok(None) };
+        let (true, Ok(geometry)) = (request.image == image, Geometry::new(request.size)) else { return Ok(None) };
+        let mut state = State::empty(request.every);
+        let mut received = Parts::default();
+        prepare_folder(&folder.join("frames"))?;
+        if let Ok(section) = fs::read(folder.join("blocks"))
+            && section.len() / BLOCK_ENTRY == geometry.blocks() as usize
+        {
+            state.section = Some(section.into());
+            let inside = |part: &Part| part.runs.iter().all(|(first, count)| geometry.holds(*first, *count));
+            parts::scan(&folder.join("frames"))?.into_iter().filter(inside).for_each(|part| received.add(part));
+        }
+        state.received = Arc::new(Mutex::new(received));
+        Ok(Some(Self { folder, image, geometry, state: RwLock::new(state) }))
+    }
+
+    fn check_section(&self, section: &[u8]) -> Result<(), UploadError> {
+        let (got, expected) = (section.len() as u64, u64::from(self.geometry.blocks()) * BLOCK_ENTRY as u64);
+        let size = self.geometry.size();
+        if got == expected { Ok(()) } else { Err(UploadError::Section { got, expected, size }) }
+    }
+}
+
+fn take_frame(
+    folder: &Path,
+    section: &[u8],
+    asked: &[Run],
+    received: &Mutex<Parts>,
+    first: u32,
+    frame: &[u8],
+) -> Result<(), UploadError> {
+    let refuse = |source| UploadError::Frame { first, source };
+    let (head, wire) = frame.split_first_chunk::<FRAME_HEAD>().ok_or_else(|| {
+        let truncated =
+            goldsync_proto::codec::CodecError::Truncated { field: "frame head", needed: FRAME_HEAD, had: frame.len() };
+        refuse(truncated.into())
+    })?;
+    let FrameHead { wire_len, raw_len, codec } = frame_head(*head).map_err(refuse)?;
+    if wire.len() != wire_len {
+        return Err(refuse(PackError::Short { got: wire.len(), expected: wire_len }));
+    }
+    let blocks = raw_len as u32 / BLOCK as u32;
+    let Some(runs) = runs_from(asked, first, blocks)? else {
+        let came_before = received.lock().unwrap_or_else(PoisonError::into_inner).holds(first);
+        return if came_before { Ok(()) } else { Err(UploadError::NotMissing { first }) };
+    };
+    let part = |raw: &[u8]| Part {
+        runs,
+        codec,
+        raw_len: raw_len as u32,
+        wire_len: wire_len as u32,
+        wire_hash: hash16(wire),
+        raw_hash: hash16(raw),
+    };
+    let raw = decompress(codec, wire, raw_len, &[]).map_err(refuse)?;
+    let part = part(&raw);
+    let hashes = BlockHashes::new(section);
+    for (block, bytes) in part.blocks().zip(raw.chunks_exact(BLOCK as usize)) {
+        if hashes.get(block) != Some(block_hash(bytes)) {
+            return Err(UploadError::Block { block });
+        }
+    }
+    // Held while the file is written: of two frames with one name only the first is kept.
+    let mut received = received.lock().unwrap_or_else(PoisonError::into_inner);
+    match part.blocks().filter(|block| received.holds(*block)).count() as u32 {
+        0 => {
+            parts::keep(folder, &part, wire)?;
+            received.add(part);
+            Ok(())
+        }
+        all if all == blocks => Ok(()),
+        _ => Err(UploadError::Overlap { first, blocks }),
+    }
+}
+
+/// The next `blocks` of the asked blocks, from block `first` on; `None` if that one was not asked for.
+fn runs_from(asked: &[Run], first: u32, blocks: u32) -> Result<Option<Vec<Run>>, UploadError> {
+    let start = asked.partition_point(|(run, count)| run + count <= first);
+    if asked.get(start).is_none_or(|(run, _)| *run > first) {
+        return Ok(None);
+    }
+    let (mut runs, mut left) = (Vec::new(), blocks);
+    for (run, count) in asked.iter().skip(start) {
+        let from = (*run).max(first);
+        let part = (run + count - from).min(left);
+        runs.push((from, part));
+        left -= part;
+        if left == 0 {
+            return Ok(Some(runs));
+        }
+    }
+    Err(UploadError::TooLong { first, blocks, left: blocks - left })
+}

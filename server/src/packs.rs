@@ -1,0 +1,394 @@
+//! Plans: one for each pair of images, made once, the same bytes for every node ever after.
+//!
+//! ```text
+//! plan(base, target) ──▶ made before? ──yes──▶ Ready: an object's name
+//!                            │ no
+//!                            ▼
+//!                        one job a pair, one at a time ──▶ packs ──▶ plan ──▶ plans/<base>-<target>
+//!                            │ not done within 2 s
+//!                            ▼
+//!                        Making: ask again, or plan by the signature
+//! ```
+//! However many nodes ask for a pair at once, one job makes it, and it goes on when they hang up. A plan exists when its
+//! small file does, which is written after its objects were synced: a kill at any point costs the work since, no more.
+//! A job that failed is not tried again for a minute, so that a fleet that asks does not keep the server busy failing.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use goldsync_proto::digest::{Digest, ImageId};
+use goldsync_proto::make::{self, Effort};
+use goldsync_proto::plan::Plan;
+use goldsync_proto::release::Section;
+use goldsync_proto::signature::BlockHashes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+
+use crate::store::files::{blocking, list, prepare_folder, temporary, write_durable};
+use crate::store::{Store, StoreError, Whole, cold};
+
+const FORMAT: u32 = 1;
+
+/// How long a request waits for a plan in the making before it is told to come again.
+const WAIT: Duration = Duration::from_secs(2);
+
+/// How long a failure is answered from memory.
+const FAILURE_KEPT: Duration = Duration::from_secs(60);
+
+/// A guess of how many bytes of the target are dealt with in a millisecond.
+const BYTES_PER_MS: u64 = 100_000;
+
+/// The answer to a request for a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlanState {
+    /// It is an object.
+    Ready {
+        /// Its name.
+        name: Digest,
+        /// Its length.
+        length: u64,
+    },
+    /// It is being made.
+    Making {
+        /// When to ask again.
+        retry_ms: u64,
+    },
+}
+
+/// Why there is no plan.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// The server does not hold the base.
+    #[error("the base image {base} is not stored here; plan by the signature")]
+    UnknownBase {
+        /// Its id.
+        base: ImageId,
+    },
+    /// The server does not hold the target.
+    #[error("the target image {target} is not stored here; publish it first")]
+    UnknownTarget {
+        /// Its id.
+        target: ImageId,
+    },
+    /// It could not be made.
+    #[error("the plan could not be made: {reason}")]
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl From<StoreError> for PlanError {
+    fn from(error: StoreError) -> Self {
+        Self::Failed { reason: error.to_string() }
+    }
+}
+
+impl From<goldsync_proto::plan::PlanError> for PlanError {
+    fn from(error: goldsync_proto::plan::PlanError) -> Self {
+        Self::Failed { reason: error.to_string() }
+    }
+}
+
+/// How plans are made.
+#[derive(Clone, Copy, Debug)]
+pub struct PacksOptions {
+    /// Plans in the making at a time. Each takes all cores in its long part, so that more than one only helps with disks.
+    pub at_once: usize,
+    /// How hard to try.
+    pub effort: Effort,
+}
+
+impl Default for PacksOptions {
+    fn default() -> Self {
+        Self { at_once: 1, effort: Effort::QUICK }
+    }
+}
+
+/// From what, `None` for nothing, to what.
+type Pair = (Option<ImageId>, ImageId);
+
+/// The plans of one server.
+#[derive(Debug)]
+pub struct Packs {
+    store: Arc<Store>,
+    folder: PathBuf,
+    options: PacksOptions,
+    records: Mutex<HashMap<Pair, Arc<PlanRecord>>>,
+    jobs: Mutex<HashMap<Pair, Job>>,
+    turns: Semaphore,
+    made: std::sync::atomic::AtomicU64,
+}
+
+/// `plans/<base>-<target>`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct PlanRecord {
+    format: u32,
+    base: Option<ImageId>,
+    target: ImageId,
+    plan: Section,
+    /// What the plan's packs lie in.
+    objects: Vec<Section>,
+}
+
+type Outcome = Result<Section, PlanError>;
+
+#[derive(Clone, Debug)]
+struct Job {
+    outcome: watch::Receiver<Option<(Outcome, Instant)>>,
+}
+
+impl Job {
+    /// Whether a new job must take its place: it failed some time ago, or ended without a word.
+    fn is_over(&self) -> bool {
+        match &*self.outcome.borrow() {
+            Some((Ok(_), _)) => false,
+            Some((Err(_), at)) => at.elapsed() >= FAILURE_KEPT,
+            None => self.outcome.has_changed().is_err(),
+        }
+    }
+}
+
+impl Packs {
+    /// Opens the plans of a store, and removes objects that belong to nothing any more.
+    pub async fn open(store: Arc<Store>, options: PacksOptions) -> Result<Arc<Self>, StoreError> {
+        let folder = store.folder().join("plans");
+        let plans = folder.clone();
+        let records = blocking(move || read_records(&plans)).await?;
+        let kept: HashSet<Digest> = records.values().flat_map(|record| record.names()).collect();
+        match store.sweep(kept).await {
+            Ok(0) => {}
+            Ok(freed) => tracing::info!(freed, "removed objects that belong to nothing"),
+            // Nothing was removed: what cannot be read may still name what is needed.
+            Err(error) => tracing::error!(%error, "objects that belong to nothing were not removed"),
+        }
+        Ok(Arc::new(Self {
+            store,
+            folder,
+            options,
+            records: Mutex::new(records),
+            jobs: Mutex::default(),
+            turns: Semaphore::new(options.at_once.max(1)),
+            made: Default::default(),
+        }))
+    }
+
+    /// The plan from `base` (`None`: from nothing) to `target`, made if need be.
+    pub async fn plan(self: &Arc<Self>, base: Option<ImageId>, target: ImageId) -> Result<PlanState, PlanError> {
+        let size = self.check(base, target)?;
+        let mut outcome = self.job((base, target)).outcome;
+        let waited = tokio::time::timeout(WAIT, outcome.wait_for(Option::is_some)).await;
+        match waited {
+            Err(_) => Ok(PlanState::Making { retry_ms: (size / BYTES_PER_MS).clamp(500, 10_000) }),
+            Ok(Ok(outcome)) => ready(&outcome),
+            Ok(Err(_)) => Err(PlanError::Failed { reason: "the server gave it up; ask again".into() }),
+        }
+    }
+
+    /// Makes the plan ahead of time and waits for it.
+    pub async fn prepare(self: &Arc<Self>, base: Option<ImageId>, target: ImageId) -> Result<PlanState, PlanError> {
+        self.check(base, target)?;
+        let mut outcome = self.job((base, target)).outcome;
+        match outcome.wait_for(Option::is_some).await {
+            Ok(outcome) => ready(&outcome),
+            Err(_) => Err(PlanError::Failed { reason: "the server gave it up; ask again".into() }),
+        }
+    }
+
+    /// Plans made since the start, not counting those that were made before.
+    pub fn made(&self) -> u64 {
+        self.made.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    fn check(&self, base: Option<ImageId>, target: ImageId) -> Result<u64, PlanError> {
+        if let Some(base) = base.filter(|base| self.store.image(*base).is_none()) {
+            return Err(PlanError::UnknownBase { base });
+        }
+        self.store.image(target).map(|record| record.size).ok_or(PlanError::UnknownTarget { target })
+    }
+
+    /// The pair's job, started if there is none.
+    fn job(self: &Arc<Self>, pair: Pair) -> Job {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(job) = jobs.get(&pair).filter(|job| !job.is_over()) {
+            return job.clone();
+        }
+        let (tell, outcome) = watch::channel(None);
+        let packs = self.clone();
+        tokio::spawn(async move {
+            let outcome = packs.find_or_make(pair).await;
+            if let Err(error) = &outcome {
+                tracing::warn!(base = ?pair.0, target = %pair.1, %error, "no plan");
+            }
+            tell.send_replace(Some((outcome, Instant::now())));
+        });
+        let job = Job { outcome };
+        jobs.insert(pair, job.clone());
+        job
+    }
+
+    async fn find_or_make(&self, pair: Pair) -> Outcome {
+        let found = self.records.lock().unwrap_or_else(PoisonError::into_inner).get(&pair).cloned();
+        if let Some(record) = found
+            && self.is_whole(&record).await
+        {
+            return Ok(record.plan);
+        }
+        let _turn = self.turns.acquire().await.map_err(|_| StoreError::Stopping)?;
+        let plan = match pair {
+            (None, target) => cold::plan(&self.store, target).await?,
+            (Some(base), target) => self.make(base, target).await?,
+        };
+        self.made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let record = Arc::new(self.record(plan).await?);
+        let section = record.plan;
+        self.records.lock().unwrap_or_else(PoisonError::into_inner).insert(pair, record);
+        Ok(section)
+    }
+
+    /// Whether all that a plan needs is still there.
+    async fn is_whole(&self, record: &PlanRecord) -> bool {
+        for section in record.sections() {
+            if self.store.objects().len(section.name).await.ok() != Some(section.length) {
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn make(&self, base: ImageId, target: ImageId) -> Result<Plan, PlanError> {
+        let base = self.image(base).await?;
+        let target = self.image(target).await?;
+        let (draft, effort) = (Draft::new(&self.folder)?, self.options.effort);
+        let (plan, draft) = blocking(move || make_pair(&base, &target, effort, draft)).await?;
+        if let Some(name) = plan.objects.first() {
+            let stored = self.store.objects().put_file(&draft.path).await?;
+            if stored.name != *name {
+                return Err(PlanError::Failed {
+                    reason: format!("its packs were written as {}, not {name}", stored.name),
+                });
+            }
+        }
+        Ok(plan)
+    }
+
+    async fn image(&self, id: ImageId) -> Result<Mapped, StoreError> {
+        let whole = self.store.materialise(id).await?;
+        Ok(Mapped { id, whole, hashes: self.store.block_hashes(id).await? })
+    }
+
+    /// Stores a plan and makes it exist.
+    async fn record(&self, plan: Plan) -> Result<PlanRecord, PlanError> {
+        let (base, target, names) = (plan.base, plan.target, plan.objects.clone());
+        let bytes = blocking(move || {
+            let bytes = plan.encode()?;
+            // What no node could read is no plan, however it came about.
+            Plan::decode(&bytes)?;
+            Ok::<_, PlanError>(bytes)
+        });
+        let plan = self.store.objects().put(bytes.await?).await?;
+        let mut objects = Vec::with_capacity(names.len());
+        for name in names {
+            objects.push(Section { name, length: self.store.objects().len(name).await? });
+        }
+        let record = PlanRecord { format: FORMAT, base, target, plan, objects };
+        let path = self.folder.join(file_name((base, target)));
+        let text = serde_json::to_vec(&record).map_err(|error| PlanError::Failed { reason: error.to_string() })?;
+        blocking(move || write_durable(&path, &text)).await?;
+        Ok(record)
+    }
+}
+
+fn ready(outcome: &Option<(Outcome, Instant)>) -> Result<PlanState, PlanError> {
+    match outcome {
+        Some((Ok(section), _)) => Ok(PlanState::Ready { name: section.name, length: section.length }),
+        Some((Err(error), _)) => Err(error.clone()),
+        None => Err(PlanError::Failed { reason: "it is still being made".into() }),
+    }
+}
+
+impl PlanRecord {
+    fn sections(&self) -> impl Iterator<Item = &Section> {
+        self.objects.iter().chain([&self.plan])
+    }
+
+    fn names(&self) -> impl Iterator<Item = Digest> {
+        self.sections().map(|section| section.name)
+    }
+}
+
+fn file_name((base, target): Pair) -> String {
+    match base {
+        Some(base) => format!("{base}-{target}"),
+        None => format!("cold-{target}"),
+    }
+}
+
+/// The plans made so far. A file that cannot be used is removed: its plan is made again when it is asked for.
+fn read_records(folder: &Path) -> Result<HashMap<Pair, Arc<PlanRecord>>, StoreError> {
+    prepare_folder(folder)?;
+    let mut records = HashMap::new();
+    for path in list(folder)? {
+        let text = fs::read(&path).map_err(StoreError::io("read", &path))?;
+        let good = serde_json::from_slice::<PlanRecord>(&text).ok().filter(|record| {
+            let name = file_name((record.base, record.target));
+            record.format == FORMAT && path.file_name().is_some_and(|file| file == name.as_str())
+        });
+        match good {
+            Some(record) => _ = records.insert((record.base, record.target), Arc::new(record)),
+            None => fs::remove_file(&path).map_err(StoreError::io("remove", &path))?,
+        }
+    }
+    Ok(records)
+}
+
+/// An image at hand.
+struct Mapped {
+    id: ImageId,
+    whole: Arc<Whole>,
+    hashes: bytes::Bytes,
+}
+
+impl Mapped {
+    fn with<'a>(&'a self, bytes: &'a [u8]) -> make::Image<'a> {
+        let geometry = self.whole.geometry();
+        make::Image { id: self.id, geometry, bytes, hashes: BlockHashes::new(&self.hashes) }
+    }
+}
+
+/// The packs while they are being made; the file goes when this does.
+struct Draft {
+    file: File,
+    path: PathBuf,
+}
+
+impl Draft {
+    fn new(folder: &Path) -> Result<Self, StoreError> {
+        let path = temporary(&folder.join("packs"));
+        let file = File::create_new(&path).map_err(StoreError::io("create", &path))?;
+        Ok(Self { file, path })
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn make_pair(base: &Mapped, target: &Mapped, effort: Effort, draft: Draft) -> Result<(Plan, Draft), StoreError> {
+    let (base_bytes, target_bytes) = (base.whole.map()?, target.whole.map()?);
+    let mut out = std::io::BufWriter::new(&draft.file);
+    let (base, target) = (base.with(&base_bytes), target.with(&target_bytes));
+    let plan = make::pair(base, target, effort, |wire| out.write_all(wire))
+        .and_then(|plan| out.flush().map(|()| plan))
+        .map_err(StoreError::io("write", &draft.path))?;
+    drop(out);
+    Ok((plan, draft))
+}

@@ -1,0 +1,288 @@
+//! The cold plan: how a node that holds nothing gets an image.
+//!
+//! The image's blocks lie compressed in segments already, so the plan's packs point straight at the segments' frames and a
+//! cold fetch costs the server no compression. An image that is old segments' survivor uses only some blocks of many
+//! frames: where that would make nodes fetch more than [`WASTE_PERCENT`] for nothing, the wanted blocks of the worst
+//! frames are packed anew, once, into objects of their own.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt};
+use goldsync_proto::block::{Run, runs_of};
+use goldsync_proto::digest::{Digest, ImageId};
+use goldsync_proto::pack::{compress, hash16};
+use goldsync_proto::plan::{Pack, Plan, Step};
+
+use super::files::blocking;
+use super::layout::{Extent, FRAME_BLOCKS_MAX, Layout, Place};
+use super::{Store, StoreError};
+
+/// Bytes fetched for nothing, of all bytes fetched, above which frames are packed anew.
+const WASTE_PERCENT: u64 = 30;
+
+/// A frame is packed anew if less than this much of it is wanted.
+const WORTH_PERCENT: u32 = 70;
+
+/// zstd's level for what is packed anew: made once, fetched by many.
+const LEVEL: i32 = 9;
+
+/// Bytes unpacked in one object of packs made anew.
+const OBJECT_RAW_MAX: usize = 64 << 20;
+
+const FULL: u32 = FRAME_BLOCKS_MAX as u32;
+const NOWHERE: u32 = u32::MAX;
+
+/// Makes an image's cold plan, and stores what it needs besides the segments.
+pub(crate) async fn plan(store: &Arc<Store>, image: ImageId) -> Result<Plan, StoreError> {
+    let layout = store.layout(image).await?;
+    let draft = {
+        let layout = layout.clone();
+        blocking(move || Ok::<_, StoreError>(Draft::of(&layout))).await?
+    };
+    let made = if draft.anew.is_empty() { Vec::new() } else { make_anew(store, image, &layout, &draft.anew).await? };
+    Ok(draft.join(image, &layout, &made))
+}
+
+/// Where a pack of the plan comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// A frame of the layout.
+    Frame(u32),
+    /// A pack made anew: index into [`Draft::anew`].
+    Anew(u32),
+}
+
+/// A plan whose packs are settled but for those that must be made.
+#[derive(Debug, Default)]
+struct Draft {
+    steps: Vec<Step>,
+    packs: Vec<Origin>,
+    /// For each pack to be made: the target's blocks that go into it, ascending.
+    anew: Vec<Vec<u32>>,
+}
+
+impl Draft {
+    fn of(layout: &Layout) -> Self {
+        let scattered = scattered_frames(layout);
+        let mut gathering = Gathering {
+            draft: Self::default(),
+            by_frame: vec![NOWHERE; layout.frames().len()],
+            rows: rows_of(&scattered),
+            places: Vec::new(),
+            anew_pack: NOWHERE,
+        };
+        let rows = scattered.iter().filter(|scattered| **scattered).count();
+        gathering.places = vec![(NOWHERE, 0); rows * FULL as usize];
+        for extent in layout.extents() {
+            gathering.take(extent);
+        }
+        gathering.draft
+    }
+
+    fn join(self, image: ImageId, layout: &Layout, made: &[(Digest, Pack)]) -> Plan {
+        let mut plan = Plan {
+            base: None,
+            target: image,
+            geometry: layout.geometry(),
+            steps: self.steps,
+            objects: Vec::new(),
+            packs: Vec::with_capacity(self.packs.len()),
+        };
+        let mut numbers = std::collections::HashMap::new();
+        for origin in self.packs {
+            let found = match origin {
+                Origin::Frame(frame) => pack_of_frame(layout, frame),
+                Origin::Anew(index) => made.get(index as usize).cloned(),
+            };
+            let Some((object, pack)) = found else { continue };
+            let number = *numbers.entry(object).or_insert_with(|| {
+                plan.objects.push(object);
+                plan.objects.len() as u32 - 1
+            });
+            plan.packs.push(Pack { object: number, ..pack });
+        }
+        plan
+    }
+}
+
+fn pack_of_frame(layout: &Layout, frame: u32) -> Option<(Digest, Pack)> {
+    let frame = layout.frames().get(frame as usize)?;
+    let pack = Pack {
+        object: 0,
+        offset: frame.offset,
+        wire_len: frame.wire_len,
+        raw_len: frame.raw_len,
+        codec: frame.codec,
+        wire_hash: frame.wire_hash,
+        raw_hash: frame.raw_hash,
+        prefix: vec![],
+    };
+    Some((layout.segment_of(frame)?, pack))
+}
+
+/// Which frames shall be packed anew: none, unless the waste is worth it.
+fn scattered_frames(layout: &Layout) -> Vec<bool> {
+    let mut wanted = vec![[0_u64; 4]; layout.frames().len()];
+    for extent in layout.extents() {
+        let Place::Stored { frame, from } = extent.place else { continue };
+        let Some(bits) = wanted.get_mut(frame as usize) else { continue };
+        for block in u32::from(from)..u32::from(from) + extent.count {
+            if let Some(word) = bits.get_mut(block as usize / 64) {
+                *word |= 1 << (block % 64);
+            }
+        }
+    }
+    let (mut all, mut waste) = (0, 0);
+    let mut scattered = Vec::with_capacity(wanted.len());
+    for (frame, bits) in layout.frames().iter().zip(wanted) {
+        let (blocks, used) = (frame.blocks(), bits.iter().map(|word| word.count_ones()).sum::<u32>());
+        if used > 0 {
+            all += u64::from(frame.wire_len);
+            waste += u64::from(frame.wire_len) * u64::from(blocks - used.min(blocks)) / u64::from(blocks.max(1));
+        }
+        scattered.push(used * 100 < blocks * WORTH_PERCENT);
+    }
+    if waste * 100 > all * WASTE_PERCENT { scattered } else { vec![false; scattered.len()] }
+}
+
+/// Numbers the scattered frames.
+fn rows_of(scattered: &[bool]) -> Vec<u32> {
+    let mut next = 0;
+    let number = |scattered: &bool| {
+        if !*scattered {
+            return NOWHERE;
+        }
+        next += 1;
+        next - 1
+    };
+    scattered.iter().map(number).collect()
+}
+
+struct Gathering {
+    draft: Draft,
+    /// The plan's pack for each frame that is used as it is.
+    by_frame: Vec<u32>,
+    /// For each frame, its row in `places`, if its blocks are packed anew.
+    rows: Vec<u32>,
+    /// For each block of those frames: the plan's pack and the place in it.
+    places: Vec<(u32, u32)>,
+    /// The plan's number of the pack that is being filled.
+    anew_pack: u32,
+}
+
+impl Gathering {
+    fn take(&mut self, extent: &Extent) {
+        let Place::Stored { frame, from } = extent.place else {
+            return self.push(Step::Zero { count: extent.count });
+        };
+        match self.rows.get(frame as usize).copied().unwrap_or(NOWHERE) {
+            NOWHERE => {
+                let pack = self.frame_pack(frame);
+                self.push(Step::Patch { pack, from: from.into(), count: extent.count });
+            }
+            row => {
+                let first_place = row * FULL + u32::from(from);
+                for (place, block) in (first_place..).zip(extent.first..extent.first + extent.count) {
+                    let (pack, from) = self.anew_place(place, block);
+                    self.push(Step::Patch { pack, from, count: 1 });
+                }
+            }
+        }
+    }
+
+    fn frame_pack(&mut self, frame: u32) -> u32 {
+        let Some(pack) = self.by_frame.get_mut(frame as usize) else { return NOWHERE };
+        if *pack == NOWHERE {
+            *pack = self.draft.packs.len() as u32;
+            self.draft.packs.push(Origin::Frame(frame));
+        }
+        *pack
+    }
+
+    fn anew_place(&mut self, place: u32, block: u32) -> (u32, u32) {
+        let Some(found) = self.places.get_mut(place as usize) else { return (NOWHERE, 0) };
+        if found.0 != NOWHERE {
+            return *found;
+        }
+        if self.draft.anew.last().is_none_or(|pack| pack.len() >= FULL as usize) {
+            self.anew_pack = self.draft.packs.len() as u32;
+            self.draft.packs.push(Origin::Anew(self.draft.anew.len() as u32));
+            self.draft.anew.push(Vec::new());
+        }
+        if let Some(blocks) = self.draft.anew.last_mut() {
+            *found = (self.anew_pack, blocks.len() as u32);
+            blocks.push(block);
+        }
+        *found
+    }
+
+    fn push(&mut self, step: Step) {
+        let joined = match (self.draft.steps.last(), step) {
+            (Some(Step::Zero { count }), Step::Zero { count: more }) => Some(Step::Zero { count: count + more }),
+            (Some(&Step::Patch { pack, from, count }), Step::Patch { pack: same, from: next, count: more })
+                if pack == same && from + count == next =>
+            {
+                Some(Step::Patch { pack, from, count: count + more })
+            }
+            _ => None,
+        };
+        match (joined, self.draft.steps.last_mut()) {
+            (Some(joined), Some(last)) => *last = joined,
+            _ => self.draft.steps.push(step),
+        }
+    }
+}
+
+/// Packs blocks anew and stores them, in objects of bounded size.
+async fn make_anew(
+    store: &Arc<Store>,
+    image: ImageId,
+    layout: &Arc<Layout>,
+    anew: &[Vec<u32>],
+) -> Result<Vec<(Digest, Pack)>, StoreError> {
+    // Scattered blocks are read in the image's order: from the whole image, else each frame is unpacked over and over.
+    store.materialise(image).await?;
+    let mut made = Vec::with_capacity(anew.len());
+    let per_object = OBJECT_RAW_MAX / (FULL as usize * goldsync_proto::limits::BLOCK as usize);
+    for group in anew.chunks(per_object) {
+        let mut packs: Vec<(Pack, Bytes)> = Vec::with_capacity(group.len());
+        let runs: Vec<Vec<Run>> = group.iter().map(|blocks| runs_of(blocks.iter().copied())).collect();
+        let mut ready = stream::iter(runs).map(|runs| one_anew(store, image, layout, runs)).buffered(2);
+        let mut offset = 0;
+        while let Some(next) = ready.next().await {
+            let (pack, wire) = next?;
+            packs.push((Pack { offset, ..pack }, wire.clone()));
+            offset += wire.len() as u64;
+        }
+        drop(ready);
+        let (packs, parts): (Vec<Pack>, Vec<Bytes>) = packs.into_iter().unzip();
+        let object = store.objects().put_parts(parts).await?;
+        made.extend(packs.into_iter().map(|pack| (object.name, pack)));
+    }
+    Ok(made)
+}
+
+async fn one_anew(
+    store: &Arc<Store>,
+    image: ImageId,
+    layout: &Layout,
+    runs: Vec<Run>,
+) -> Result<(Pack, Bytes), StoreError> {
+    let raw = store.gather(image, layout, &runs).await?;
+    blocking(move || {
+        let (codec, wire) = compress(&raw, &[], LEVEL);
+        let pack = Pack {
+            object: 0,
+            offset: 0,
+            wire_len: wire.len() as u32,
+            raw_len: raw.len() as u32,
+            codec,
+            wire_hash: hash16(&wire),
+            raw_hash: hash16(&raw),
+            prefix: vec![],
+        };
+        Ok((pack, Bytes::from(wire)))
+    })
+    .await
+}

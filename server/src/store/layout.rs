@@ -1,0 +1,448 @@
+//! The layout of an image: where in the store each of its blocks lies.
+//!
+//! ```text
+//! image    |  extent: 300 blocks of frame 0 and 1  | zero | extent: 2 blocks of frame 7 |
+//! frames   |  0: segment A, byte 0  |  1: segment A, byte 91,022  | ... |  7: segment B, byte 12 |
+//! segments |  A  |  B  |
+//! ```
+//! A *segment* is an object: *frames*, one after the other, each a compressed run of blocks that was new when some image
+//! was published. An *extent* is a run of the image's blocks that lie side by side in one frame, or a run of zero
+//! blocks, which are never stored. Extents cover the image once, in order.
+//!
+//! | field        | form                                                                             |
+//! |--------------|----------------------------------------------------------------------------------|
+//! | magic        | `gsl1`; another layout of these bytes takes another number                       |
+//! | blocks       | varint, 1 ..= 2^28                                                               |
+//! | segments     | varint count, then 32 bytes each: the object's name                              |
+//! | frames       | varint count, then each: varint segment, varint offset, varint wire_len, varint raw blocks (1 ..= 256), u8 codec, 16 bytes wire hash, 16 bytes raw hash |
+//! | extents      | varint count, then each: varint (blocks << 1) for zeros, or varint (blocks << 1 + 1), varint frame, varint first block in the frame |
+//! | checksum     | 32 bytes: BLAKE3 of everything before                                            |
+//!
+//! [`Layout::decode`] is total, and a decoded layout keeps all of the above: who holds one need not ask again.
+
+use goldsync_proto::block::{Geometry, GeometryError};
+use goldsync_proto::codec::{CodecError, Reader, Writer};
+use goldsync_proto::digest::{DIGEST_LEN, Digest};
+use goldsync_proto::limits::{BLOCK, IMAGE_MAX, PACK_RAW_MAX, PACK_WIRE_MAX};
+use goldsync_proto::pack::Codec;
+
+const MAGIC: [u8; 4] = *b"gsl1";
+const BLOCKS_MAX: u64 = IMAGE_MAX / BLOCK;
+/// Blocks in the largest frame; a block's place in its frame fits a byte.
+pub const FRAME_BLOCKS_MAX: u64 = PACK_RAW_MAX as u64 / BLOCK;
+/// No object is larger: the largest image in one segment.
+const OFFSET_MAX: u64 = IMAGE_MAX;
+const FRAME_BYTES_MIN: usize = 1 + 1 + 1 + 1 + 1 + 16 + 16;
+
+/// A compressed run of blocks in a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Which of the layout's segments.
+    pub segment: u32,
+    /// Where in it the frame's bytes begin.
+    pub offset: u64,
+    /// Bytes there.
+    pub wire_len: u32,
+    /// Bytes unpacked; whole blocks.
+    pub raw_len: u32,
+    /// How to unpack them.
+    pub codec: Codec,
+    /// `hash16` of the bytes there.
+    pub wire_hash: [u8; 16],
+    /// `hash16` of the bytes unpacked.
+    pub raw_hash: [u8; 16],
+}
+
+impl Frame {
+    /// Blocks in it.
+    pub fn blocks(&self) -> u32 {
+        self.raw_len / BLOCK as u32
+    }
+}
+
+/// Where a run of blocks lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Nowhere: they are zeros.
+    Zero,
+    /// In a frame.
+    Stored {
+        /// Which of the layout's frames.
+        frame: u32,
+        /// The first block's place in it.
+        from: u8,
+    },
+}
+
+/// A run of blocks that lie side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// The first block, in the image.
+    pub first: u32,
+    /// Blocks.
+    pub count: u32,
+    /// Where they lie.
+    pub place: Place,
+}
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    geometry: Geometry,
+    segments: Vec<Digest>,
+    frames: Vec<Frame>,
+    extents: Vec<Extent>,
+}
+
+/// Why bytes are not a layout.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LayoutError {
+    /// A field does not read.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// Other bytes, or a newer form.
+    #[error("it does not begin with `gsl1`: not a layout, or one of a newer server")]
+    Magic,
+    /// The bytes changed since they were written.
+    #[error("its checksum does not fit its bytes")]
+    Checksum,
+    /// The size is not an image's.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    /// A frame is not possible.
+    #[error("frame {frame} is not possible: {wire_len} bytes at {offset} of segment {segment}, {raw_len} unpacked")]
+    Frame {
+        /// Which.
+        frame: usize,
+        /// Its segment.
+        segment: u32,
+        /// Its offset.
+        offset: u64,
+        /// Its bytes.
+        wire_len: u32,
+        /// Its bytes unpacked.
+        raw_len: u32,
+    },
+    /// An extent points outside its frame.
+    #[error("the extent of {count} blocks from block {first} is empty or lies outside frame {frame}")]
+    Extent {
+        /// Its first block.
+        first: u32,
+        /// Its blocks.
+        count: u32,
+        /// Its frame.
+        frame: u32,
+    },
+    /// The extents do not cover the image.
+    #[error("the extents cover {covered} blocks of {blocks}")]
+    Cover {
+        /// Blocks covered.
+        covered: u64,
+        /// Blocks in the image.
+        blocks: u32,
+    },
+}
+
+impl Layout {
+    /// Joins a layout's parts, `extents` as `(count, place)`.
+    pub fn new(
+        geometry: Geometry,
+        segments: Vec<Digest>,
+        frames: Vec<Frame>,
+        extents: impl IntoIterator<Item = (u32, Place)>,
+    ) -> Result<Self, LayoutError> {
+        for (index, frame) in frames.iter().enumerate() {
+            check_frame(index, frame, segments.len())?;
+        }
+        let extents = place_extents(geometry, &frames, extents)?;
+        Ok(Self { geometry, segments, frames, extents })
+    }
+
+    /// The image's size.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// The objects that hold its blocks.
+    pub fn segments(&self) -> &[Digest] {
+        &self.segments
+    }
+
+    /// The frames that hold its blocks.
+    pub fn frames(&self) -> &[Frame] {
+        &self.frames
+    }
+
+    /// Where its blocks lie, in order.
+    pub fn extents(&self) -> &[Extent] {
+        &self.extents
+    }
+
+    /// The object that a frame of this layout lies in.
+    pub fn segment_of(&self, frame: &Frame) -> Option<Digest> {
+        self.segments.get(frame.segment as usize).copied()
+    }
+
+    /// The parts of extents that cover `count` blocks from `first`, in order.
+    pub fn cover(&self, first: u32, count: u32) -> impl Iterator<Item = Extent> {
+        let end = first.saturating_add(count);
+        let start = self.extents.partition_point(|extent| extent.first + extent.count <= first);
+        let rest = self.extents.get(start..).unwrap_or_default();
+        rest.iter().take_while(move |extent| extent.first < end).map(move |extent| extent.within(first, end))
+    }
+
+    /// About how much memory it takes.
+    pub fn weight(&self) -> u64 {
+        (self.segments.len() * DIGEST_LEN
+            + self.frames.len() * size_of::<Frame>()
+            + self.extents.len() * size_of::<Extent>()) as u64
+    }
+
+    /// As an object's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.bytes(&MAGIC).varint(u64::from(self.geometry.blocks()));
+        writer.varint(self.segments.len() as u64);
+        for segment in &self.segments {
+            writer.bytes(segment.as_bytes());
+        }
+        writer.varint(self.frames.len() as u64);
+        for frame in &self.frames {
+            writer.varint(frame.segment.into()).varint(frame.offset).varint(frame.wire_len.into());
+            writer.varint(frame.blocks().into()).u8(frame.codec as u8);
+            writer.bytes(&frame.wire_hash).bytes(&frame.raw_hash);
+        }
+        writer.varint(self.extents.len() as u64);
+        for extent in &self.extents {
+            let count = u64::from(extent.count) << 1;
+            match extent.place {
+                Place::Zero => writer.varint(count),
+                Place::Stored { frame, from } => writer.varint(count | 1).varint(frame.into()).varint(from.into()),
+            };
+        }
+        let mut bytes = writer.finish();
+        let checksum = Digest::of(&bytes);
+        bytes.extend_from_slice(checksum.as_bytes());
+        bytes
+    }
+
+    /// Reads an object's bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, LayoutError> {
+        let mut reader = Reader::new(bytes);
+        if reader.array("magic")? != MAGIC {
+            return Err(LayoutError::Magic);
+        }
+        let needed = MAGIC.len() + DIGEST_LEN;
+        let (body, checksum) = bytes
+            .split_last_chunk::<DIGEST_LEN>()
+            .filter(|(body, _)| body.len() >= MAGIC.len())
+            .ok_or(CodecError::Truncated { field: "checksum", needed, had: bytes.len() })?;
+        if Digest::of(body).as_bytes() != checksum {
+            return Err(LayoutError::Checksum);
+        }
+        let mut reader = Reader::new(body);
+        reader.array::<4>("magic")?;
+        let geometry = Geometry::new(reader.varint("blocks", BLOCKS_MAX)? * BLOCK)?;
+        let segments = read_segments(&mut reader)?;
+        let frames = read_frames(&mut reader)?;
+        let extents = read_extents(&mut reader)?;
+        reader.end("layout")?;
+        Self::new(geometry, segments, frames, extents)
+    }
+}
+
+impl Extent {
+    /// The part that lies in `first..end`; at least one block must.
+    fn within(&self, first: u32, end: u32) -> Self {
+        let start = self.first.max(first);
+        let skipped = start - self.first;
+        let count = (self.first + self.count).min(end) - start;
+        let place = match self.place {
+            Place::Zero => Place::Zero,
+            // An extent never leaves its frame, and a frame's blocks are numbered by a byte.
+            Place::Stored { frame, from } => Place::Stored { frame, from: from + skipped as u8 },
+        };
+        Self { first: start, count, place }
+    }
+}
+
+fn check_frame(index: usize, frame: &Frame, segments: usize) -> Result<(), LayoutError> {
+    let Frame { segment, offset, wire_len, raw_len, .. } = *frame;
+    let lengths = (1..=raw_len.min(PACK_WIRE_MAX as u32)).contains(&wire_len)
+        && (1..=PACK_RAW_MAX as u32).contains(&raw_len)
+        && u64::from(raw_len).is_multiple_of(BLOCK);
+    if lengths && (segment as usize) < segments && offset <= OFFSET_MAX {
+        return Ok(());
+    }
+    Err(LayoutError::Frame { frame: index, segment, offset, wire_len, raw_len })
+}
+
+fn place_extents(
+    geometry: Geometry,
+    frames: &[Frame],
+    extents: impl IntoIterator<Item = (u32, Place)>,
+) -> Result<Vec<Extent>, LayoutError> {
+    let (mut placed, mut covered) = (Vec::new(), 0_u64);
+    let blocks = geometry.blocks();
+    for (count, place) in extents {
+        let first = covered as u32;
+        if let Place::Stored { frame, from } = place {
+            let have = frames.get(frame as usize).map_or(0, Frame::blocks);
+            if u64::from(from) + u64::from(count) > u64::from(have) {
+                return Err(LayoutError::Extent { first, count, frame });
+            }
+        }
+        covered += u64::from(count);
+        if count == 0 || covered > u64::from(blocks) {
+            return Err(LayoutError::Cover { covered, blocks });
+        }
+        placed.push(Extent { first, count, place });
+    }
+    if covered == u64::from(blocks) { Ok(placed) } else { Err(LayoutError::Cover { covered, blocks }) }
+}
+
+fn read_segments(reader: &mut Reader<'_>) -> Result<Vec<Digest>, CodecError> {
+    let count = reader.count("segments", BLOCKS_MAX as usize, DIGEST_LEN)?;
+    (0..count).map(|_| reader.array("segment").map(Digest)).collect()
+}
+
+fn read_frames(reader: &mut Reader<'_>) -> Result<Vec<Frame>, CodecError> {
+    let count = reader.count("frames", BLOCKS_MAX as usize, FRAME_BYTES_MIN)?;
+    let mut frames = Vec::with_capacity(count);
+    for _ in 0..count {
+        frames.push(Frame {
+            segment: reader.varint("segment", BLOCKS_MAX)? as u32,
+            offset: reader.varint("offset", OFFSET_MAX)?,
+            wire_len: reader.varint("wire_len", PACK_WIRE_MAX as u64)? as u32,
+            raw_len: (reader.varint("raw blocks", FRAME_BLOCKS_MAX)? * BLOCK) as u32,
+            codec: Codec::from_number(reader.u8("codec")?)?,
+            wire_hash: reader.array("wire hash")?,
+            raw_hash: reader.array("raw hash")?,
+        });
+    }
+    Ok(frames)
+}
+
+fn read_extents(reader: &mut Reader<'_>) -> Result<Vec<(u32, Place)>, CodecError> {
+    let count = reader.count("extents", BLOCKS_MAX as usize, 1)?;
+    let mut extents = Vec::with_capacity(count);
+    for _ in 0..count {
+        let head = reader.varint("extent", BLOCKS_MAX << 1 | 1)?;
+        let place = if head & 1 == 0 {
+            Place::Zero
+        } else {
+            let frame = reader.varint("frame", BLOCKS_MAX)? as u32;
+            Place::Stored { frame, from: reader.varint("block in frame", FRAME_BLOCKS_MAX - 1)? as u8 }
+        };
+        extents.push(((head >> 1) as u32, place));
+    }
+    Ok(extents)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frame(segment: u32, offset: u64, blocks: u32) -> Frame {
+        let raw_len = blocks * BLOCK as u32;
+        Frame { segment, offset, wire_len: 100, raw_len, codec: Codec::Zstd, wire_hash: [1; 16], raw_hash: [2; 16] }
+    }
+
+    fn stored(frame: u32, from: u8) -> Place {
+        Place::Stored { frame, from }
+    }
+
+    fn example() -> Layout {
+        let geometry = Geometry::new(300 * BLOCK).unwrap();
+        let segments = vec![Digest::of(b"a"), Digest::of(b"b")];
+        let frames = vec![frame(0, 0, 256), frame(1, 77, 4)];
+        let extents = [(256, stored(0, 0)), (40, Place::Zero), (3, stored(1, 1)), (1, stored(1, 0))];
+        Layout::new(geometry, segments, frames, extents).unwrap()
+    }
+
+    #[test]
+    fn a_layout_reads_back() {
+        let layout = example();
+        assert_eq!(Layout::decode(&layout.encode()), Ok(layout));
+    }
+
+    #[test]
+    fn any_run_is_covered_once_and_in_order() {
+        let layout = example();
+        let parts: Vec<_> = layout.cover(250, 48).map(|part| (part.first, part.count, part.place)).collect();
+        assert_eq!(parts, [(250, 6, stored(0, 250)), (256, 40, Place::Zero), (296, 2, stored(1, 1))]);
+        let parts: Vec<_> = layout.cover(298, 2).map(|part| (part.first, part.count, part.place)).collect();
+        assert_eq!(parts, [(298, 1, stored(1, 3)), (299, 1, stored(1, 0))]);
+        assert_eq!(layout.cover(300, 5).count(), 0);
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused() {
+        let geometry = Geometry::new(10 * BLOCK).unwrap();
+        let make = |frames: Vec<Frame>, extents: Vec<(u32, Place)>| {
+            Layout::new(geometry, vec![Digest::of(b"a")], frames, extents).unwrap_err()
+        };
+        let zeros = vec![(10, Place::Zero)];
+        assert!(matches!(make(vec![frame(1, 0, 1)], zeros.clone()), LayoutError::Frame { segment: 1, .. }));
+        assert!(matches!(make(vec![frame(0, 0, 257)], zeros.clone()), LayoutError::Frame { .. }));
+        assert!(matches!(make(vec![frame(0, OFFSET_MAX + 1, 1)], zeros.clone()), LayoutError::Frame { .. }));
+        assert!(matches!(
+            make(vec![Frame { wire_len: 0, ..frame(0, 0, 1) }], zeros.clone()),
+            LayoutError::Frame { .. }
+        ));
+        assert!(matches!(make(vec![Frame { wire_len: 4097, ..frame(0, 0, 1) }], zeros), LayoutError::Frame { .. }));
+        assert!(matches!(make(vec![frame(0, 0, 4)], vec![(4, stored(0, 1))]), LayoutError::Extent { count: 4, .. }));
+        assert!(matches!(make(vec![], vec![(1, stored(0, 0))]), LayoutError::Extent { .. }));
+        let cover = |covered| LayoutError::Cover { covered, blocks: 10 };
+        assert_eq!(make(vec![], vec![(9, Place::Zero)]), cover(9));
+        assert_eq!(make(vec![], vec![(9, Place::Zero), (2, Place::Zero)]), cover(11));
+        assert_eq!(make(vec![], vec![(10, Place::Zero), (0, Place::Zero)]), cover(10));
+        assert_eq!(make(vec![], vec![(u32::MAX, Place::Zero)]), cover(u64::from(u32::MAX)));
+    }
+
+    #[test]
+    fn damage_is_told_apart() {
+        let bytes = example().encode();
+        assert_eq!(Layout::decode(b"gsl2 and so on, long enough to hold a checksum"), Err(LayoutError::Magic));
+        assert!(matches!(Layout::decode(&bytes[..20]), Err(LayoutError::Codec(CodecError::Truncated { .. }))));
+        for index in [4, 40, bytes.len() - 1] {
+            let mut broken = bytes.clone();
+            broken[index] ^= 1;
+            assert_eq!(Layout::decode(&broken), Err(LayoutError::Checksum), "byte {index}");
+        }
+    }
+
+    /// Bytes with a true checksum, so that what lies behind it is reached.
+    fn sealed(mut body: Vec<u8>) -> Vec<u8> {
+        let checksum = Digest::of(&body);
+        body.extend_from_slice(checksum.as_bytes());
+        body
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_end_in_a_layout_or_an_error(rest: Vec<u8>) {
+            let _ = Layout::decode(&rest);
+            let bytes = sealed([&MAGIC[..], &rest].concat());
+            if let Ok(layout) = Layout::decode(&bytes) {
+                prop_assert_eq!(layout.encode(), bytes);
+            }
+        }
+
+        #[test]
+        fn a_changed_field_never_leaves_the_bounds(index in 0_usize..200, value: u8) {
+            let mut body = example().encode();
+            body.truncate(body.len() - DIGEST_LEN);
+            let index = index % body.len();
+            body[index] = value;
+            let bytes = sealed(body);
+            if let Ok(layout) = Layout::decode(&bytes) {
+                let blocks: u64 = layout.cover(0, u32::MAX).map(|extent| u64::from(extent.count)).sum();
+                prop_assert_eq!(blocks, u64::from(layout.geometry().blocks()));
+                prop_assert_eq!(layout.encode(), bytes);
+            }
+        }
+    }
+}
