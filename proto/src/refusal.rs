@@ -77,4 +77,6 @@ pub mod close {
     pub const SHUTDOWN: u32 = 4;
     /// A newer connection of the same node took this one's place.
     pub const REPLACED: u32 = 5;
+    /// The server failed in the middle of an answer's body; its log says why. Only on streams.
+    pub const INTERNAL: u32 = 6;
 }

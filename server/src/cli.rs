@@ -13,8 +13,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 use goldsync_proto::limits::LABEL_LEN_MAX;
 use goldsync_proto::release::{ReleaseRef, Word};
 
-/// Where the server keeps everything, unless it is told otherwise.
-pub const DATA_DEFAULT: &str = "/var/lib/goldsync-server";
+use crate::config::DATA_DEFAULT;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -128,6 +127,9 @@ pub struct Init {
     /// the first one is what `operator.toml` and new tokens say [default: the listening address, or this host's name].
     #[arg(long = "name", value_name = "HOST", value_hint = ValueHint::Hostname)]
     pub names: Vec<String>,
+    /// Your name in the audit log.
+    #[arg(long, value_name = "NAME", env = "USER", default_value = "operator", hide_env_values = true)]
+    pub operator_name: String,
     /// Text or JSON.
     #[command(flatten)]
     pub json: Json,
@@ -137,15 +139,18 @@ pub struct Init {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  goldsync serve --data /var/lib/goldsync-server
+  goldsync serve
   RUST_LOG=goldsync_server=debug goldsync serve --data ./srv
+
+It logs to standard error; RUST_LOG chooses what. A server that was never initialised, a port that is taken, or a second \
+server on the same folder end it at once with the reason.
 
 Stop it with Ctrl-C or SIGTERM: connections are closed cleanly and running publishes can be continued.")]
 pub struct Serve {
-    /// The server's data folder, made by `goldsync init`.
-    #[arg(long, value_name = "DIR", default_value = DATA_DEFAULT, value_hint = ValueHint::DirPath)]
-    pub data: PathBuf,
-    /// The configuration [default: DATA/server.toml].
+    /// The server's data folder, made by `goldsync init` [default: as --config says, else /var/lib/goldsync-server].
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub data: Option<PathBuf>,
+    /// The configuration [default: server.toml in the data folder].
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
 }

@@ -12,12 +12,19 @@ pub mod channel;
 pub mod cli;
 pub mod config;
 pub mod ctl;
+pub mod daemon;
 mod disk;
 pub mod golden;
+pub mod hub;
+pub mod init;
 pub mod orders;
 pub mod packs;
+pub mod recover;
 pub mod roster;
+pub mod session;
 pub mod store;
+#[cfg(test)]
+mod testing;
 pub mod trust;
 
 /// The binary `goldsync`, so that another program can be it: parses `args` (the first one is the program's name), runs

@@ -10,9 +10,12 @@ use goldsync_proto::digest::ImageId;
 use goldsync_proto::release::{Manifest, Pointer, ReleaseRef, Sections, Word};
 use goldsync_proto::wire::{Outcome, Report};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::schema;
 
 /// What went wrong, and what to do about it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
     /// A stable word for programs: `not_found`, `conflict`, `unauthorised`, `bad_request`, `internal`, ...
     pub code: String,
@@ -24,7 +27,7 @@ pub struct Problem {
 }
 
 /// `GET /v1/status`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// The server's version.
     pub version: String,
@@ -39,16 +42,17 @@ pub struct Status {
 }
 
 /// `POST /v1/uploads`: begin, or go on with, the upload of an image. Idempotent.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct UploadRequest {
     /// The image's id.
+    #[schema(value_type = String)]
     pub image: ImageId,
     /// Bytes.
     pub size: u64,
 }
 
 /// Answer to [`UploadRequest`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct UploadState {
     /// The image is stored already, whole and proven: nothing to upload.
     pub stored: bool,
@@ -56,9 +60,10 @@ pub struct UploadState {
 
 /// Answer to `PUT /v1/uploads/{image}/blocks` (body: the signature's `blocks` section, octets):
 /// the runs of target blocks whose bytes the server lacks. Equal blocks are asked for once.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Missing {
     /// `(first, count)`, ascending.
+    #[schema(value_type = Vec<(u32, u32)>)]
     pub runs: Vec<Run>,
 }
 
@@ -66,16 +71,17 @@ pub struct Missing {
 // next missing blocks in order, beginning with target block `first`. Answer: 204. Sending a frame again is harmless.
 
 /// Answer to `POST /v1/uploads/{image}/complete`: the server has read the image back from its store, whole.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Uploaded {
     /// The sections as the server made them; the publisher compares before it signs.
+    #[schema(value_type = schema::Sections)]
     pub sections: Sections,
     /// Bytes that this image added to the store.
     pub added: u64,
 }
 
 /// `POST /v1/releases`: make a release visible. Atomic.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ReleaseRequest {
     /// The manifest, exactly as signed (text of the TUF target file).
     pub manifest: String,
@@ -84,9 +90,10 @@ pub struct ReleaseRequest {
 }
 
 /// A release as the API shows it. `GET /v1/releases` (list), `GET /v1/releases/{name}/{version}`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Release {
     /// What was signed.
+    #[schema(value_type = schema::Manifest)]
     pub manifest: Manifest,
     /// Who published it.
     pub published_by: String,
@@ -95,11 +102,12 @@ pub struct Release {
     /// Bytes that it added to the store.
     pub added: u64,
     /// The channels that point at it.
+    #[schema(value_type = Vec<String>)]
     pub channels: Vec<Word>,
 }
 
 /// `POST /v1/channels/{channel}`: point a channel at a release.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct PromoteRequest {
     /// The pointer, exactly as signed (text of the TUF target file).
     pub pointer: String,
@@ -108,11 +116,13 @@ pub struct PromoteRequest {
 }
 
 /// A channel. `GET /v1/channels` (list).
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Channel {
     /// Its name.
+    #[schema(value_type = String)]
     pub channel: Word,
     /// Where it points; `None` before the first promotion.
+    #[schema(value_type = Option<schema::Pointer>)]
     pub pointer: Option<Pointer>,
     /// Nodes that follow it.
     pub nodes: u64,
@@ -121,11 +131,13 @@ pub struct Channel {
 // `GET /v1/channels/{channel}/history` answers `Vec<Promotion>`, newest first.
 
 /// One promotion.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Promotion {
     /// Where the channel pointed from then on.
+    #[schema(value_type = String)]
     pub release: ReleaseRef,
     /// Its image.
+    #[schema(value_type = String)]
     pub image: ImageId,
     /// The operator.
     pub by: String,
@@ -134,7 +146,7 @@ pub struct Promotion {
 }
 
 /// `POST /v1/tokens`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct TokenRequest {
     /// Seconds until it expires; the server's default is one hour.
     #[serde(default)]
@@ -148,7 +160,7 @@ pub struct TokenRequest {
 }
 
 /// Answer to [`TokenRequest`]. The tool joins `secret`, the CA's hash and the TUF root's hash into the printed token.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Token {
     /// For the audit log and for `token list`; no secret.
     pub id: String,
@@ -159,11 +171,13 @@ pub struct Token {
 }
 
 /// A node in the roster. `GET /v1/nodes?channel=&selector=k=v,k=v` (list).
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Node {
     /// Its name.
+    #[schema(value_type = String)]
     pub node: Word,
     /// The channel that it follows, as it last said.
+    #[schema(value_type = Option<String>)]
     pub channel: Option<Word>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
@@ -174,6 +188,7 @@ pub struct Node {
     /// Its agent's version.
     pub version: Option<String>,
     /// How it said it was.
+    #[schema(value_type = Option<schema::Report>)]
     pub report: Option<Report>,
     /// Whether its active image is the one that its channel points at; `None` if not known.
     pub current: Option<bool>,
@@ -186,9 +201,10 @@ pub struct Node {
 // `POST /v1/nodes/{node}/revoke`: empty body, answer 204.
 
 /// `POST /v1/fleet/sync`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct SyncRequest {
     /// Nodes that follow this channel.
+    #[schema(value_type = String)]
     pub channel: Word,
     /// Only nodes with all these labels.
     #[serde(default)]
@@ -199,32 +215,37 @@ pub struct SyncRequest {
 }
 
 /// Answer to [`SyncRequest`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct SyncOrder {
     /// The order's number.
     pub order: u64,
     /// The nodes that it reached.
+    #[schema(value_type = Vec<String>)]
     pub nodes: Vec<Word>,
     /// Nodes that match but are not connected; they will see the channel when they are.
+    #[schema(value_type = Vec<String>)]
     pub absent: Vec<Word>,
 }
 
 /// `GET /v1/fleet/sync/{order}/events`: one JSON object a line (application/x-ndjson) until every node is done.
 /// The first lines are the present state of each node, so that a late reader misses nothing that matters.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct SyncEvent {
     /// Which node.
+    #[schema(value_type = String)]
     pub node: Word,
     /// How it is, while it works.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<schema::Report>)]
     pub report: Option<Report>,
     /// How it ended; the last event of a node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<schema::Outcome>)]
     pub outcome: Option<Outcome>,
 }
 
 /// An entry of the audit log. `GET /v1/audit?limit=` (list, newest first).
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct AuditEntry {
     /// When.
     pub at: String,
@@ -239,7 +260,7 @@ pub struct AuditEntry {
 }
 
 /// `GET /v1/trust`: the signed metadata that the server holds, so that the tool can make the next version of a role.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct TrustFiles {
     /// File name (`1.root.json`, `timestamp.json`, `3.releases.json`, ...) to text.
     pub files: BTreeMap<String, String>,

@@ -147,6 +147,9 @@ pub fn now() -> String {
     stamp(Utc::now())
 }
 
+#[cfg(test)]
+pub(crate) use releases::tests as release_tests;
+
 fn unreadable(what: &'static str, key: &str, why: impl ToString) -> CatalogError {
     CatalogError::Row { what, key: key.to_owned(), why: why.to_string() }
 }

@@ -117,13 +117,36 @@ impl Catalog {
         Ok(Some(Ok((node, signed))))
     }
 
-    /// Stores a further certificate of a node. The one before stays good until it expires: the node may not have
-    /// received this one.
-    pub async fn add_certificate(&self, node: &Word, fingerprint: blake3::Hash, act: Act) -> Result<(), CatalogError> {
+    /// Stores a fresh certificate of a node that shows the one `in_use`. That one stays good until it expires, for the
+    /// node may not receive the fresh one; of the others only the newest few stay, so that a node that renews without
+    /// end does not fill the catalog. `false`: the node was revoked meanwhile.
+    pub async fn renew(
+        &self,
+        node: &Word,
+        in_use: blake3::Hash,
+        fresh: blake3::Hash,
+        act: Act,
+    ) -> Result<bool, CatalogError> {
         let mut change = self.begin().await?;
-        insert_certificate(&mut change, node, fingerprint).await?;
+        let good = sqlx::query("select node from nodes where node = $1 and revoked_at is null")
+            .bind(node.as_str())
+            .fetch_optional(&mut *change.tx)
+            .await?;
+        if good.is_none() {
+            return Ok(false);
+        }
+        sqlx::query(
+            "delete from certificates where node = $1 and fingerprint <> $2 and fingerprint not in \
+             (select fingerprint from certificates where node = $1 order by issued_at desc limit 3)",
+        )
+        .bind(node.as_str())
+        .bind(in_use.to_hex().to_string())
+        .execute(&mut *change.tx)
+        .await?;
+        insert_certificate(&mut change, node, fresh).await?;
         change.audit(act).await?;
-        change.commit().await
+        change.commit().await?;
+        Ok(true)
     }
 
     /// The node with this certificate, revoked or not.
@@ -341,6 +364,29 @@ mod tests {
         assert_eq!(node.last_seen, Some(said.last_seen));
         assert_eq!(node.channel.unwrap().as_str(), "production");
         assert_eq!(catalog.followers().await.unwrap(), BTreeMap::from([("production".into(), 1)]));
+    }
+
+    #[tokio::test]
+    async fn the_certificate_in_use_stays_good_and_idle_ones_do_not_pile_up() {
+        let (_dir, catalog) = scratch().await;
+        token(&catalog, "one", 1, 60).await;
+        enrol(&catalog, "one", "web").await.unwrap();
+        let (web, in_use) = ("web".parse().unwrap(), blake3::hash(b"web"));
+        let fresh = |n: usize| blake3::hash(&n.to_le_bytes());
+        for n in 0..20 {
+            let act = Act::new("web", "node.renew", "web", "here");
+            assert!(catalog.renew(&web, in_use, fresh(n), act).await.unwrap());
+        }
+        let mut known = 0;
+        for n in 0..20 {
+            known += usize::from(catalog.node_by_certificate(fresh(n)).await.unwrap().is_some());
+        }
+        assert!((1..=4).contains(&known), "{known}");
+        assert!(catalog.node_by_certificate(in_use).await.unwrap().is_some());
+        assert!(catalog.node_by_certificate(fresh(19)).await.unwrap().is_some());
+        catalog.revoke(&web, Act::new("alice", "node.revoke", "web", "here")).await.unwrap();
+        let late = Act::new("web", "node.renew", "web", "here");
+        assert!(!catalog.renew(&web, in_use, fresh(21), late).await.unwrap());
     }
 
     #[test]

@@ -196,6 +196,16 @@ pub(crate) mod tests {
     use goldsync_proto::digest::Digest;
     use goldsync_proto::release::{Section, Sections};
 
+    impl Catalog {
+        /// What is left when the server dies before the catalog hears of what was signed.
+        pub async fn forget_everything_signed(&self) -> Result<(), CatalogError> {
+            for table in ["promotions", "channels", "releases"] {
+                sqlx::query(sqlx::AssertSqlSafe(format!("delete from {table}"))).execute(&self.pool).await?;
+            }
+            Ok(())
+        }
+    }
+
     pub fn manifest(release: &str, bytes: &[u8]) -> Manifest {
         let section = |length| Section { name: Digest::of(b"section"), length };
         Manifest {

@@ -21,11 +21,30 @@ fn table(entries: &[AuditEntry]) -> Table {
         ("WHO", Column::Left),
         ("FROM", Column::Left),
         ("WHAT", Column::Left),
-        ("DETAIL", Column::Soft),
+        ("DETAIL", Column::Wrap),
     ]);
     for entry in entries {
         let AuditEntry { at, who, what, detail, from } = entry.clone();
         table.row([show::time(&at), who, from, what, detail]);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_detail_is_whole_in_eighty_columns() {
+        let entry = AuditEntry {
+            at: "2026-11-21T09:00:00Z".into(),
+            who: "ann".into(),
+            what: "release.publish".into(),
+            detail: format!("web:1 image {}", "ab".repeat(32)),
+            from: "192.0.2.7:51234".into(),
+        };
+        let text = table(&[entry]).render(Some(80));
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(text.split_whitespace().collect::<String>().contains(&"ab".repeat(32)), "{text}");
+    }
 }

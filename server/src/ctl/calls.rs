@@ -62,16 +62,19 @@ impl Client {
         self.get(&Call::new(Method::PUT, ["uploads", &id, "blocks"]).octets(blocks).patient().endless()).await
     }
 
-    /// `PUT /v1/uploads/{image}/frames/{first}`. Endless: a frame over a slow line takes as long as it takes.
-    pub async fn frame(&self, image: ImageId, first: u32, frame: Bytes) -> Outcome {
+    /// `PUT /v1/uploads/{image}/frames/{first}`. Endless: a frame over a slow line takes as long as it takes. What a
+    /// refusal means is the caller's to say.
+    pub async fn frame(&self, image: ImageId, first: u32, frame: Bytes) -> Result<(), Refusal> {
         let (id, first) = (image.to_string(), first.to_string());
-        self.send(&Call::new(Method::PUT, ["uploads", &id, "frames", &first]).octets(frame).patient().endless()).await
+        self.try_send(&Call::new(Method::PUT, ["uploads", &id, "frames", &first]).octets(frame).patient().endless())
+            .await
     }
 
-    /// `POST /v1/uploads/{image}/complete`. Endless: the server reads the whole image back.
-    pub async fn complete_upload(&self, image: ImageId) -> Outcome<types::Uploaded> {
+    /// `POST /v1/uploads/{image}/complete`. Endless: the server reads the whole image back. What a
+    /// refusal means is the caller's to say.
+    pub async fn complete_upload(&self, image: ImageId) -> Outcome<Result<types::Uploaded, Refusal>> {
         let id = image.to_string();
-        self.get(&Call::new(Method::POST, ["uploads", &id, "complete"]).idempotent().patient().endless()).await
+        self.try_get(&Call::new(Method::POST, ["uploads", &id, "complete"]).idempotent().patient().endless()).await
     }
 
     /// `POST /v1/tokens`

@@ -23,11 +23,11 @@ struct Promoted<'a> {
 
 /// `goldsync promote`
 pub async fn promote(desk: &Desk, args: &Promote) -> Outcome {
-    let signer = sign::signer(desk, &channel_role(&args.channel))?;
     let release = desk.client.release(&args.release).await?.ok_or_else(|| unknown(&args.release.to_string()))?;
     let channels = desk.client.channels().await?;
     let channel = channels.iter().find(|channel| channel.channel == args.channel);
     let channel = channel.ok_or_else(|| no_channel(&args.channel, &channels))?;
+    let signer = sign::signer(desk, &channel_role(&args.channel))?;
     let pointer = Pointer {
         format: 1,
         channel: args.channel.clone(),

@@ -156,6 +156,14 @@ impl Client {
         }
     }
 
+    /// Makes a call whose answer has a JSON body, and leaves it to the caller what a refusal means.
+    pub async fn try_get<T: DeserializeOwned>(&self, call: &Call) -> Outcome<Result<T, Refusal>> {
+        match self.whole(call).await {
+            Ok(body) => read(call, &body).map(Ok),
+            Err(refusal) => Ok(Err(refusal)),
+        }
+    }
+
     /// Makes a call whose answer has no body worth reading.
     pub async fn send(&self, call: &Call) -> Outcome {
         Ok(self.try_send(call).await?)

@@ -5,7 +5,7 @@ use goldsync_proto::wire::{Phase, Report, SlotReport};
 
 use super::fail::Outcome;
 use super::node::{seen, selector};
-use super::table::{Column, Table};
+use super::table::{Column, Table, plain};
 use super::{Desk, screen, show};
 use crate::api::types::Node;
 use crate::cli::FleetStatus;
@@ -21,19 +21,18 @@ pub async fn status(desk: &Desk, args: &FleetStatus) -> Outcome {
     if table.is_empty() {
         return screen::print("no node matches");
     }
-    screen::print(&format!("{}\n{}", table.render(screen::width()), sum(&nodes)))
+    screen::print(&format!("{}{}\n{}", table.render(screen::width()), errors(&nodes), sum(&nodes)))
 }
 
 fn table(nodes: &[Node], now: DateTime<Utc>) -> Table {
     let mut table = Table::new([
-        ("NODE", Column::Soft),
+        ("NODE", Column::Left),
         ("CHANNEL", Column::Left),
         ("RUNS", Column::Left),
-        ("STANDBY", Column::Left),
+        ("STANDBY", Column::Soft),
         ("PHASE", Column::Left),
         ("SEEN", Column::Right),
         ("DRIFT", Column::Right),
-        ("ERROR", Column::Soft),
     ]);
     for node in nodes {
         let report = node.report.as_ref();
@@ -45,10 +44,15 @@ fn table(nodes: &[Node], now: DateTime<Utc>) -> Table {
             phase(node),
             seen(node, now),
             report.and_then(|report| report.drifted).map_or_else(|| "-".into(), drift),
-            report.and_then(|report| report.error.clone()).unwrap_or_default(),
         ]);
     }
     table
+}
+
+/// What nodes complain of, whole: an error that is cut helps nobody.
+fn errors(nodes: &[Node]) -> String {
+    let error = |node: &Node| Some(format!("\n{}: {}\n", node.node, plain(node.report.as_ref()?.error.as_ref()?)));
+    nodes.iter().filter_map(error).collect()
 }
 
 fn mark(current: Option<bool>) -> char {
@@ -173,13 +177,14 @@ mod tests {
         let short = id.short();
         let expected = format!(
             "\
-NODE  CHANNEL     RUNS    STANDBY   PHASE       SEEN  DRIFT  ERROR
+NODE  CHANNEL     RUNS    STANDBY   PHASE       SEEN  DRIFT
 a     production  !web:1  {short}  fetch 41%  5 min     no
-b     production  +web:2  -         failed     5 min      3  no space
+b     production  +web:2  -         failed     5 min      3
 c     production  ?-      -         offline    5 min      -
 "
         );
         assert_eq!(table(&nodes, "2026-11-21T09:05:00Z".parse().unwrap()).render(Some(80)), expected);
+        assert_eq!(errors(&nodes), "\nb: no space\n");
         assert_eq!(sum(&nodes), "3 nodes: 2 online, 1 current, 1 behind, 1 drifted, 1 failed");
     }
 

@@ -16,14 +16,15 @@ mod client;
 mod fail;
 mod fleet;
 mod image;
+mod init;
 mod node;
 mod operator;
 mod pages;
 mod progress;
 mod publish;
-mod recognise;
 mod release;
 mod screen;
+mod serve;
 mod show;
 mod sign;
 mod status;
@@ -67,6 +68,10 @@ fn in_runtime(verb: Verb, folder: Option<PathBuf>, interrupted: &Interrupted) ->
         .build()
         .map_err(|error| Failure::new(Code::Failed, format!("cannot start threads: {error}")))?;
     let ended = runtime.block_on(async {
+        if let Verb::Serve(args) = &verb {
+            // It ends by a signal of its own accord, so that no connection is torn.
+            return serve::run(args).await;
+        }
         tokio::select! {
             ended = at_the_desk(verb, folder, interrupted) => ended,
             () = signal() => Err(interrupted.failure()),
@@ -78,6 +83,10 @@ fn in_runtime(verb: Verb, folder: Option<PathBuf>, interrupted: &Interrupted) ->
 }
 
 async fn at_the_desk(verb: Verb, folder: Option<PathBuf>, interrupted: &Interrupted) -> Outcome {
+    if let Verb::Init(args) = &verb {
+        interrupted.leaves("the folders may be half made; the next `goldsync init` names what is in its way");
+        return init::run(args, folder).await;
+    }
     let desk = Desk::open(folder, interrupted.clone())?;
     match verb {
         Verb::Publish(args) => publish::run(&desk, &args).await,

@@ -90,23 +90,28 @@ impl Stage {
     }
 
     /// The stage is over: its bar goes, a line says what it came to.
-    pub fn end(self) {
+    pub fn end(&self) {
         let done = self.done.load(Ordering::Relaxed);
-        match &self.shown {
-            Shown::Bar(bar) => bar.finish_and_clear(),
-            Shown::Lines { .. } => {}
-            Shown::Nothing => return,
+        self.clear();
+        if matches!(self.shown, Shown::Nothing) {
+            return;
         }
         screen::note(&summary(self.name, done, self.began.elapsed()));
     }
 }
 
-impl Drop for Stage {
-    fn drop(&mut self) {
-        // After an error or Ctrl-C the last thing on the screen is the reason, not half a bar.
+impl Stage {
+    /// Takes the bar away: after an error or Ctrl-C the last thing on the screen is the reason, not half a bar.
+    pub fn clear(&self) {
         if let Shown::Bar(bar) = &self.shown {
             bar.finish_and_clear();
         }
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 

@@ -17,7 +17,7 @@ use goldsync_proto::signature::Signature;
 use serde::Serialize;
 
 use super::fail::{Code, Failure, Outcome};
-use super::image::{Image, StopOnDrop};
+use super::image::Image;
 use super::progress::{Manner, Stage};
 use super::{Desk, screen, show, sign, upload};
 use crate::api::types;
@@ -47,13 +47,13 @@ pub async fn run(desk: &Desk, args: &cli::Publish) -> Outcome {
     let labels = label_map(&args.labels)?;
     check_labels(&labels).map_err(|error| Failure::new(Code::Usage, error.to_string()))?;
     let image = Arc::new(Image::open(&args.image)?);
-    let file_system = image.recognise()?.map(str::to_owned);
+    let file_system = image.file_system()?.map(str::to_owned);
     let signer = sign::signer(desk, RELEASES_ROLE)?;
     let known = desk.client.release(&release).await?;
     let manner = Manner::fitting(args.quiet);
     manner.note(&introduction(&release, &image, file_system.as_deref()));
 
-    let signature = Arc::new(hash(manner, &image).await?);
+    let signature = hash(manner, &image).await?;
     let size = image.geometry().size();
     let mut published = Published {
         release: release.clone(),
@@ -98,15 +98,24 @@ pub async fn run(desk: &Desk, args: &cli::Publish) -> Outcome {
 }
 
 async fn hash(manner: Manner, image: &Arc<Image>) -> Outcome<Signature> {
-    let stop = StopOnDrop::default();
-    let (image, flag) = (image.clone(), stop.0.clone());
-    let hashing = tokio::task::spawn_blocking(move || {
-        let stage = Stage::begin(manner, "hash", image.geometry().size());
-        let signature = image.sign(&stage, &flag)?;
+    let stage = Arc::new(Stage::begin(manner, "hash", image.geometry().size()));
+    let _given_up = ClearOnDrop(stage.clone());
+    let image = image.clone();
+    let work = tokio::task::spawn_blocking(move || {
+        let signature = image.sign(&stage)?;
         stage.end();
         Ok(signature)
     });
-    hashing.await.map_err(|error| Failure::new(Code::Failed, format!("the hashing broke off: {error}")))?
+    work.await.map_err(|error| Failure::new(Code::Failed, format!("the hashing broke off: {error}")))?
+}
+
+/// Takes the bar away when nobody waits for the hashing any more; its thread ends with the process.
+struct ClearOnDrop(Arc<Stage>);
+
+impl Drop for ClearOnDrop {
+    fn drop(&mut self) {
+        self.0.clear();
+    }
 }
 
 /// A name and version stand for the same bytes for ever.
@@ -129,7 +138,8 @@ fn same_bytes(known: &types::Release, signature: &Signature) -> Outcome {
 /// Labels and the like of a release cannot be changed either; whoever tries should hear of it.
 fn say_what_differs(manner: Manner, known: &types::Release, labels: &BTreeMap<String, String>, minimum: Option<&str>) {
     let manifest = &known.manifest;
-    if manifest.labels != *labels || manifest.minimum_agent.as_deref() != minimum {
+    let given = !labels.is_empty() || minimum.is_some();
+    if given && (manifest.labels != *labels || manifest.minimum_agent.as_deref() != minimum) {
         manner.note(
             "  note     its labels or minimum agent differ from those given now, and stay as they were published",
         );
@@ -183,7 +193,7 @@ fn text(published: &Published) -> String {
     let raw = published.blocks_sent * goldsync_proto::limits::BLOCK;
     let held = published.size.saturating_sub(raw);
     format!(
-        "published {release}\n  image    {image}\n  sent     {} for {} of new blocks; {} were there already\n  \
+        "published {release}\n  image    {image}\n  sent     {} for {} of new blocks; {} were there, repeated or zero\n  \
          stored   {} more\n  took     {}\nnext: goldsync promote {release} CHANNEL",
         show::bytes(published.bytes_sent),
         show::bytes(raw),

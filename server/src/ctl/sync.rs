@@ -65,7 +65,10 @@ pub async fn run(desk: &Desk, args: &FleetSync) -> Outcome {
         let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         screen::print_json(&Synced { channel: &args.channel, watch: &watch, tally, good, elapsed_ms })?;
     } else {
-        screen::print_table(&table(&watch), "")?;
+        let table = table(&watch);
+        if !table.is_empty() {
+            screen::print(&format!("{}{}", table.render(screen::width()), notes(&watch)))?;
+        }
     }
     followed?;
     verdict(args, tally)
@@ -154,46 +157,51 @@ fn table(watch: &Watch) -> Table {
         ("WRITTEN", Column::Right),
         ("SKIPPED", Column::Right),
         ("TIME", Column::Right),
-        ("NOTE", Column::Soft),
     ]);
     for (node, seat) in &watch.nodes {
         table.row([node.to_string()].into_iter().chain(cells(seat)));
     }
     for node in &watch.absent {
         let dashes = std::iter::repeat_n("-".to_owned(), 6);
-        table.row([node.to_string(), "absent".into()].into_iter().chain(dashes).chain(["not connected".into()]));
+        table.row([node.to_string(), "absent".into()].into_iter().chain(dashes));
     }
     table
 }
 
 fn cells(seat: &Seat) -> Vec<String> {
     let runs = slot(seat.report.as_ref().and_then(|report| report.active.as_ref()));
-    let bare = |result: &str, note: String| {
-        let dashes = std::iter::repeat_n("-".to_owned(), 5);
-        [result.to_owned(), runs.clone()].into_iter().chain(dashes).chain([note]).collect()
-    };
-    match &seat.outcome {
+    let result = match &seat.outcome {
         Some(Ended::Updated { account }) => {
-            let Account { path, received, written, skipped, repaired, elapsed_ms, .. } = account;
-            let note = if *repaired == 0 { String::new() } else { format!("{repaired} drifted blocks repaired") };
+            let Account { path, received, written, skipped, elapsed_ms, .. } = account;
             let size = |blocks: u64| show::bytes(blocks.saturating_mul(goldsync_proto::limits::BLOCK));
             let time = show::span(Duration::from_millis(*elapsed_ms));
-            vec![
-                "updated".into(),
-                runs,
-                path.clone(),
-                show::bytes(*received),
-                size(*written),
-                size(*skipped),
-                time,
-                note,
-            ]
+            let sizes = [show::bytes(*received), size(*written), size(*skipped)];
+            return ["updated".into(), runs, path.clone()].into_iter().chain(sizes).chain([time]).collect();
         }
-        Some(Ended::UpToDate) => bare("up to date", String::new()),
-        Some(Ended::Failed { error }) => bare("failed", error.clone()),
-        Some(_) => bare("unknown", UNKNOWN.into()),
-        None => bare("unfinished", seat.report.as_ref().map(doing).unwrap_or_default()),
-    }
+        Some(Ended::UpToDate) => "up to date",
+        Some(Ended::Failed { .. }) => "failed",
+        Some(_) => "unknown",
+        None => "unfinished",
+    };
+    [result.to_owned(), runs].into_iter().chain(std::iter::repeat_n("-".to_owned(), 5)).collect()
+}
+
+/// What does not fit a column: errors whole, repairs, where the unfinished are.
+fn notes(watch: &Watch) -> String {
+    let note = |(node, seat): (&Word, &Seat)| {
+        let text = match &seat.outcome {
+            Some(Ended::Updated { account }) if account.repaired > 0 => {
+                format!("{} repaired on the way", show::count(account.repaired, "drifted block", "drifted blocks"))
+            }
+            Some(Ended::Failed { error }) => plain(error),
+            Some(Ended::Updated { .. } | Ended::UpToDate) => return None,
+            Some(_) => UNKNOWN.to_owned(),
+            None => format!("when the watching ended: {}", seat.report.as_ref().map_or("nothing heard".into(), doing)),
+        };
+        Some(format!("\n{node}: {text}"))
+    };
+    let notes: String = watch.nodes.iter().filter_map(note).collect();
+    if notes.is_empty() { notes } else { format!("{notes}\n") }
 }
 
 /// `fetch 41 %`
@@ -352,14 +360,18 @@ mod tests {
     #[test]
     fn the_table_has_a_line_for_every_node() {
         let expected = "\
-NODE   RESULT      RUNS  BY    RECEIVED  WRITTEN  SKIPPED   TIME  NOTE
-web-1  updated     -     pack     1 MiB    2 MiB    1 MiB  3.4 s  2 drifted blocks repaired
+NODE   RESULT      RUNS  BY    RECEIVED  WRITTEN  SKIPPED   TIME
+web-1  updated     -     pack     1 MiB    2 MiB    1 MiB  3.4 s
 web-2  up to date  -     -            -        -        -      -
-web-3  failed      -     -            -        -        -      -  slot b: no space left
+web-3  failed      -     -            -        -        -      -
 web-4  unfinished  -     -            -        -        -      -
-web-5  absent      -     -            -        -        -      -  not connected
+web-5  absent      -     -            -        -        -      -
 ";
         assert_eq!(table(&watch()).render(None), expected);
+        let notes = notes(&watch());
+        let expected = "\nweb-1: 2 drifted blocks repaired on the way\nweb-3: slot b: no space left\n\
+            web-4: when the watching ended: nothing heard\n";
+        assert_eq!(notes, expected);
         assert!(table(&watch()).render(Some(80)).lines().all(|line| line.chars().count() <= 80));
     }
 

@@ -1,11 +1,16 @@
 //! Tables for people: aligned columns, two spaces apart, no frames.
 //!
 //! On a terminal a table that is too wide gives way in its *soft* columns, the widest first, and what was cut ends in
-//! `…`. Off a terminal nothing is cut, so that a pipe gets every word. Cells come from nodes and servers too: control
-//! characters are replaced, so that no node's error text can drive the operator's terminal.
+//! `…`; a last column that *wraps* goes on below itself, or hangs below its row. Off a terminal nothing is cut or wrapped, so that a pipe gets
+//! every word on one line. Cells come from nodes and servers too: control characters are replaced, so that no node's
+//! error text can drive the operator's terminal.
 
 /// The least that a soft column is cut to.
 const SOFT_MIN: usize = 8;
+/// The least that a column is wrapped to; if there is less room, its text hangs below the row.
+const WRAP_MIN: usize = 40;
+/// How far it hangs in.
+const HANG: usize = 4;
 
 /// How a column behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +21,8 @@ pub enum Column {
     Right,
     /// Left-aligned, cut when there is no room.
     Soft,
+    /// Left-aligned, goes on in further lines when there is no room; for the last column only.
+    Wrap,
 }
 
 /// A table with its head.
@@ -49,21 +56,37 @@ impl Table {
         let mut text = String::new();
         let head: Vec<String> = self.columns.iter().map(|(title, _)| (*title).to_owned()).collect();
         for row in std::iter::once(&head).chain(&self.rows) {
-            let mut line = String::new();
-            for (cell, ((_, column), width)) in row.iter().zip(self.columns.iter().zip(&widths)) {
-                if !line.is_empty() {
-                    line.push_str("  ");
+            self.render_row(row, &widths, &mut text);
+        }
+        text
+    }
+
+    fn render_row(&self, row: &[String], widths: &[usize], text: &mut String) {
+        let (mut line, mut below) = (String::new(), Vec::new());
+        for ((cell, (_, column)), width) in row.iter().zip(&self.columns).zip(widths) {
+            if !line.is_empty() {
+                line.push_str("  ");
+            }
+            match column {
+                Column::Right => line.push_str(&format!("{cell:>width$}")),
+                Column::Left => line.push_str(&format!("{cell:<width$}")),
+                Column::Soft => line.push_str(&format!("{:<width$}", cut(cell, *width))),
+                Column::Wrap if *width < WRAP_MIN && cell.chars().count() > *width => {
+                    let room = (line.chars().count() + width).saturating_sub(HANG).max(WRAP_MIN);
+                    below = wrap(cell, room).iter().map(|part| format!("{:HANG$}{part}", "")).collect();
                 }
-                let cell = cut(cell, *width);
-                match column {
-                    Column::Right => line.push_str(&format!("{cell:>width$}")),
-                    Column::Left | Column::Soft => line.push_str(&format!("{cell:<width$}")),
+                Column::Wrap => {
+                    let indent = " ".repeat(line.chars().count());
+                    let mut parts = wrap(cell, *width).into_iter();
+                    line.push_str(&parts.next().unwrap_or_default());
+                    below = parts.map(|part| format!("{indent}{part}")).collect();
                 }
             }
+        }
+        for line in std::iter::once(line).chain(below) {
             text.push_str(line.trim_end());
             text.push('\n');
         }
-        text
     }
 
     fn widths(&self, limit: Option<usize>) -> Vec<usize> {
@@ -75,6 +98,13 @@ impl Table {
         let Some(limit) = limit else { return widths };
         let gaps = 2 * widths.len().saturating_sub(1);
         let mut over = (widths.iter().sum::<usize>() + gaps).saturating_sub(limit);
+        for (width, (_, column)) in widths.iter_mut().zip(&self.columns) {
+            if *column == Column::Wrap {
+                let narrow = width.saturating_sub(over);
+                over -= *width - narrow;
+                *width = narrow;
+            }
+        }
         while over > 0 {
             let soft = widths.iter_mut().zip(&self.columns).filter(|(_, (_, column))| *column == Column::Soft);
             match soft.map(|(width, _)| width).max_by_key(|width| **width) {
@@ -85,6 +115,31 @@ impl Table {
         }
         widths
     }
+}
+
+/// `text` in lines of at most `width` characters, broken between words where there are any.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let (mut lines, mut line) = (Vec::new(), String::new());
+    for word in text.split(' ') {
+        let gap = usize::from(!line.is_empty());
+        if line.chars().count() + gap + word.chars().count() <= width {
+            line.push_str(if gap == 1 { " " } else { "" });
+            line.push_str(word);
+            continue;
+        }
+        if gap == 1 {
+            lines.push(std::mem::take(&mut line));
+        }
+        // A word longer than a line, a hash say, is broken where the line ends.
+        for character in word.chars() {
+            if line.chars().count() >= width.max(1) {
+                lines.push(std::mem::take(&mut line));
+            }
+            line.push(character);
+        }
+    }
+    lines.push(line);
+    lines
 }
 
 /// `text` in at most `width` characters.
@@ -153,6 +208,39 @@ database-1  12345  the standby slot is too small by far
         let mut table = Table::new([("A", Column::Left)]);
         table.row(["\u{1b}[2Jgone\nnew\u{202e}line\u{7}".into()]);
         assert_eq!(table.render(None), "A\n [2Jgone new line\n");
+    }
+
+    #[test]
+    fn a_last_column_that_wraps_goes_on_below_itself() {
+        let mut table = Table::new([("WHO", Column::Left), ("DETAIL", Column::Wrap)]);
+        let hash = "0123456789abcdef".repeat(3);
+        table.row(["ann".into(), format!("web:2026.11.21 image {hash} ok")]);
+        table.row(["bob".into(), "short".into()]);
+        let beside = format!(
+            "WHO  DETAIL\nann  web:2026.11.21 image\n     {}\n     {} ok\nbob  short\n",
+            &hash[..45],
+            &hash[45..]
+        );
+        assert_eq!(table.render(Some(50)), beside);
+        let hanging = format!(
+            "WHO  DETAIL\nann\n    web:2026.11.21 image\n    {}\n    {} ok\nbob  short\n",
+            &hash[..40],
+            &hash[40..]
+        );
+        assert_eq!(table.render(Some(44)), hanging);
+        assert_eq!(table.render(None).lines().count(), 3);
+        assert_eq!(wrap("", 5), [""]);
+        assert_eq!(wrap("a  b", 5), ["a  b"]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn wrapping_keeps_every_character_and_the_width(text in "[a-zé ]{0,80}", width in 1_usize..30) {
+            let lines = wrap(&text, width);
+            let flat = |text: &str| text.replace(' ', "");
+            proptest::prop_assert!(lines.iter().all(|line| line.chars().count() <= width));
+            proptest::prop_assert_eq!(flat(&lines.concat()), flat(&text));
+        }
     }
 
     #[test]

@@ -1,32 +1,36 @@
 //! Sending an image: only the blocks that the server lacks, in frames, a few on the way at a time.
 //!
 //! ```text
-//! begin ──▶ blocks section ──▶ missing runs ──▶ frames of 256 blocks ──▶ complete ──▶ the server's own sections
-//!   stored already? ─────────────────────────────────────────────────────▶
+//! begin ──▶ blocks section ──▶ missing runs ──▶ frames of 1 MiB ──▶ complete ──▶ the server's own sections
+//!   stored already? ────────────────────────────────────────────────▶
 //! ```
 //! The server keeps every frame that it answered for. Whoever begins again sends the list again and is asked only for
 //! what is still missing: resuming is not a case of its own.
 
+use std::pin::pin;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use goldsync_proto::block::{Geometry, Run};
-use goldsync_proto::limits::{BLOCK, PACK_RAW_MAX};
-use goldsync_proto::pack;
-use goldsync_proto::signature::{BlockHashes, Signature};
-use std::sync::Arc;
+use goldsync_proto::limits::BLOCK;
+use goldsync_proto::signature::Signature;
+use reqwest::StatusCode;
+use tokio::sync::mpsc;
 
 use super::Desk;
+use super::client::Refusal;
 use super::fail::{Code, Failure, Outcome};
 use super::image::Image;
 use super::progress::{Manner, Stage, Waiting};
-use crate::api::types::Uploaded;
+use super::table::plain;
+use crate::api::types::{Problem, Uploaded};
+use crate::golden::prepare::UploadFrame;
 
-/// Blocks in a frame.
-const FRAME_BLOCKS: usize = PACK_RAW_MAX / BLOCK as usize;
-/// Frames on the way at a time: enough to keep a long line full, 2 MiB of memory each.
+/// Frames on the way at a time: enough to keep a long line full.
 const IN_FLIGHT: usize = 4;
-/// How hard to compress. Nodes fetch these frames as they are, so that effort here is spent once and saved often.
-const LEVEL: i32 = 9;
+/// How often to begin with the list, at most.
+const ROUNDS: u32 = 4;
 
 /// What was sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,32 +41,77 @@ pub struct Sent {
     pub bytes: u64,
 }
 
+/// Why a round of an upload ended early.
+enum Stopped {
+    /// The server lost the thread (a restart), or asks for more than it first thought: begin again with the list.
+    Again(Problem),
+    /// For good.
+    Over(Failure),
+}
+
+impl From<Failure> for Stopped {
+    fn from(failure: Failure) -> Self {
+        Self::Over(failure)
+    }
+}
+
+impl From<Refusal> for Stopped {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Problem(StatusCode::CONFLICT, problem) => Self::Again(problem),
+            refusal => Self::Over(refusal.into()),
+        }
+    }
+}
+
 /// Brings the server to hold the image, whole and proven.
-pub async fn run(
+pub async fn run(desk: &Desk, manner: Manner, image: &Arc<Image>, signature: &Signature) -> Outcome<(Sent, Uploaded)> {
+    let mut sent = Sent::default();
+    for left in (0..ROUNDS).rev() {
+        match round(desk, manner, image, signature, &mut sent).await {
+            Ok(uploaded) => return Ok((sent, uploaded)),
+            Err(Stopped::Over(failure)) => return Err(failure),
+            Err(Stopped::Again(problem)) => {
+                image.unchanged()?;
+                if left == 0 {
+                    return Err(Refusal::Problem(StatusCode::CONFLICT, problem).into());
+                }
+                manner.note(&format!("  again    {}", plain(&problem.message)));
+            }
+        }
+    }
+    Err(Failure::new(Code::Failed, "the upload was never tried"))
+}
+
+async fn round(
     desk: &Desk,
     manner: Manner,
     image: &Arc<Image>,
-    signature: &Arc<Signature>,
-) -> Outcome<(Sent, Uploaded)> {
+    signature: &Signature,
+    sent: &mut Sent,
+) -> Result<Uploaded, Stopped> {
     let (id, geometry) = (signature.image, image.geometry());
-    let mut sent = Sent::default();
     if !desk.client.begin_upload(id, geometry.size()).await?.stored {
         let missing = {
             let _waiting = Waiting::begin(manner, "the server looks what it holds already");
             desk.client.missing(id, Bytes::copy_from_slice(&signature.blocks)).await?
         };
-        let blocks = flatten(geometry, &missing.runs)?;
-        sent = send(desk, manner, image, signature, blocks).await?;
+        let blocks = count(geometry, &missing.runs)?;
+        if blocks > 0 {
+            desk.interrupted.leaves("what was sent is kept, nothing is published; the same command goes on from there");
+            let stage = Stage::begin(manner, "send", blocks * BLOCK);
+            send(desk, &stage, image, signature, missing.runs, sent).await?;
+            stage.end();
+        }
         image.unchanged()?;
     }
     let _waiting = Waiting::begin(manner, "the server reads the image back");
-    Ok((sent, desk.client.complete_upload(id).await?))
+    Ok(desk.client.complete_upload(id).await??)
 }
 
-/// The block numbers of runs that a server asked for, or why they cannot be.
-fn flatten(geometry: Geometry, runs: &[Run]) -> Outcome<Vec<u32>> {
-    let mut blocks = Vec::new();
-    let mut end = 0;
+/// How many blocks the server asks for, if the image has them all and none twice.
+fn count(geometry: Geometry, runs: &[Run]) -> Outcome<u64> {
+    let (mut blocks, mut end) = (0, 0);
     for &(first, count) in runs {
         if count == 0 || first < end || !geometry.holds(first, count) {
             let message = format!(
@@ -71,53 +120,44 @@ fn flatten(geometry: Geometry, runs: &[Run]) -> Outcome<Vec<u32>> {
             return Err(Failure::new(Code::Server, message).remedy("compare `goldsync --version` with the server's"));
         }
         end = first + count;
-        blocks.extend(first..end);
+        blocks += u64::from(count);
     }
     Ok(blocks)
 }
 
+/// Sends the frames as they are made, and counts those that the server took.
 async fn send(
-    desk: &Desk,
-    manner: Manner,
-    image: &Arc<Image>,
-    signature: &Arc<Signature>,
-    blocks: Vec<u32>,
-) -> Outcome<Sent> {
-    if blocks.is_empty() {
-        return Ok(Sent::default());
-    }
-    desk.interrupted.leaves("what was sent is kept, nothing is published; the same command goes on from there");
-    let stage = Stage::begin(manner, "send", blocks.len() as u64 * BLOCK);
-    let frames = blocks.chunks(FRAME_BLOCKS).map(<[u32]>::to_vec);
-    let sizes: Vec<u64> = stream::iter(frames)
-        .map(|blocks| frame(desk, &stage, image, signature, blocks))
-        .buffered(IN_FLIGHT)
-        .try_collect()
-        .await?;
-    stage.end();
-    Ok(Sent { blocks: blocks.len() as u64, bytes: sizes.iter().sum() })
-}
-
-/// Reads, proves, compresses and sends one frame; answers its size on the way.
-async fn frame(
     desk: &Desk,
     stage: &Stage,
     image: &Arc<Image>,
-    signature: &Arc<Signature>,
-    blocks: Vec<u32>,
-) -> Outcome<u64> {
-    let (first, raw) = (blocks.first().copied().unwrap_or_default(), blocks.len() as u64 * BLOCK);
-    let (image, signature, id) = (image.clone(), signature.clone(), signature.image);
-    let made = tokio::task::spawn_blocking(move || -> Outcome<Vec<u8>> {
-        let bytes = image.read_blocks(blocks.into_iter(), BlockHashes::new(&signature.blocks))?;
-        Ok(pack::write_frame(&bytes, LEVEL))
+    signature: &Signature,
+    runs: Vec<Run>,
+    sent: &mut Sent,
+) -> Result<(), Stopped> {
+    let (id, image) = (signature.image, image.clone());
+    let (ready, frames) = mpsc::channel::<Outcome<UploadFrame>>(IN_FLIGHT);
+    // Ends by itself when nobody takes frames any more.
+    let make = move || image.frames(&runs).try_for_each(|frame| ready.blocking_send(frame).map_err(|_| broken_off()));
+    let maker = tokio::task::spawn_blocking(make);
+    let frames = stream::unfold(frames, async |mut frames| Some((frames.recv().await?, frames)));
+    let sizes = frames.map(|frame| async {
+        let UploadFrame { first, blocks, bytes } = frame?;
+        let length = bytes.len() as u64;
+        desk.client.frame(id, first, Bytes::from(bytes)).await?;
+        Ok::<_, Stopped>((u64::from(blocks), length))
     });
-    let frame =
-        made.await.map_err(|error| Failure::new(Code::Failed, format!("a frame could not be made: {error}")))??;
-    let length = frame.len() as u64;
-    desk.client.frame(id, first, Bytes::from(frame)).await?;
-    stage.advance(raw);
-    Ok(length)
+    let mut sizes = pin!(sizes.buffer_unordered(IN_FLIGHT));
+    while let Some((blocks, bytes)) = sizes.try_next().await? {
+        stage.advance(blocks * BLOCK);
+        *sent = Sent { blocks: sent.blocks + blocks, bytes: sent.bytes + bytes };
+    }
+    // A channel that closed because its maker died has not carried everything.
+    Ok(maker.await.map_err(|_| broken_off())??)
+}
+
+fn broken_off() -> Failure {
+    Failure::new(Code::Failed, "the making of frames broke off")
+        .remedy("run the same command again; what was sent is kept")
 }
 
 #[cfg(test)]
@@ -127,11 +167,10 @@ mod tests {
     #[test]
     fn only_blocks_that_the_image_has_are_sent_in_order_and_once() {
         let geometry = Geometry::new(10 * BLOCK).unwrap();
-        assert_eq!(flatten(geometry, &[(0, 2), (2, 1), (9, 1)]).unwrap(), [0, 1, 2, 9]);
-        assert_eq!(flatten(geometry, &[]), Ok(vec![]));
+        assert_eq!(count(geometry, &[(0, 2), (2, 1), (9, 1)]), Ok(4));
+        assert_eq!(count(geometry, &[]), Ok(0));
         for runs in [vec![(9, 2)], vec![(3, 0)], vec![(4, 2), (5, 1)], vec![(u32::MAX, 1)], vec![(5, u32::MAX)]] {
-            let failure = flatten(geometry, &runs).unwrap_err();
-            assert_eq!(failure.code, Code::Server, "{runs:?}");
+            assert_eq!(count(geometry, &runs).unwrap_err().code, Code::Server, "{runs:?}");
         }
     }
 }

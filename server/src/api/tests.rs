@@ -1,0 +1,213 @@
+//! The API over real loopback HTTPS.
+
+use std::collections::BTreeSet;
+
+use axum::routing::MethodFilter;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::types::{Channel, Problem, Promotion, Release, Status};
+use super::{document, routes};
+use crate::testing::{Fleet, image};
+
+#[tokio::test]
+async fn nothing_but_the_document_is_shown_to_strangers() {
+    let fleet = Fleet::start().await;
+    for (method, path) in routes::all(fleet.server().hub()).listed {
+        let method = if method == MethodFilter::GET {
+            Method::GET
+        } else if method == MethodFilter::PUT {
+            Method::PUT
+        } else {
+            Method::POST
+        };
+        let path = path.replace(['{', '}'], "");
+        let open = path == "/v1/openapi.json";
+        for token in [None, Some(""), Some("wrong"), Some(&fleet.token[1..])] {
+            let call = fleet.call(method.clone(), &path);
+            let call = match token {
+                Some(token) => call.bearer_auth(token),
+                None => call,
+            };
+            let answer = call.send().await.unwrap();
+            if open {
+                assert_eq!(answer.status(), StatusCode::OK);
+            } else {
+                assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{method} {path} {token:?}");
+                assert_eq!(answer.json::<Problem>().await.unwrap().code, "unauthorised");
+            }
+        }
+    }
+    let basic = fleet.call(Method::GET, "/v1/status").basic_auth("alice", Some(&fleet.token));
+    assert_eq!(basic.send().await.unwrap().status(), StatusCode::UNAUTHORIZED);
+    let status: Status = fleet.get("/v1/status").await;
+    assert_eq!((status.releases, status.nodes, status.connected), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn the_document_tells_of_every_path_and_every_schema() {
+    let fleet = Fleet::start().await;
+    let listed: BTreeSet<String> =
+        routes::all(fleet.server().hub()).listed.iter().map(|(method, path)| format!("{method:?} {path}")).collect();
+    let document = serde_json::to_value(document()).unwrap();
+    let filter = |method: &str| match method {
+        "get" => MethodFilter::GET,
+        "put" => MethodFilter::PUT,
+        "post" => MethodFilter::POST,
+        other => panic!("{other}"),
+    };
+    let told: BTreeSet<String> = document["paths"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .flat_map(|(path, methods)| methods.as_object().unwrap().keys().map(move |m| format!("{:?} {path}", filter(m))))
+        .collect();
+    assert_eq!(told, listed);
+    // No reference may lead nowhere.
+    let schemas = document["components"]["schemas"].as_object().unwrap();
+    let text = document.to_string();
+    for part in text.split("\"#/components/schemas/").skip(1) {
+        let name = part.split('"').next().unwrap();
+        assert!(schemas.contains_key(name), "{name}");
+    }
+    assert_eq!(document["components"]["securitySchemes"]["operator"]["scheme"], "bearer");
+    let served: Value = fleet.call(Method::GET, "/v1/openapi.json").send().await.unwrap().json().await.unwrap();
+    assert_eq!(served, document);
+}
+
+#[tokio::test]
+async fn errors_are_problems_with_a_remedy() {
+    let fleet = Fleet::start().await;
+    let cases = [
+        (Method::GET, "/v1/nowhere", StatusCode::NOT_FOUND, "not_found"),
+        (Method::DELETE, "/v1/status", StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+        (Method::GET, "/v1/releases/web/1", StatusCode::NOT_FOUND, "not_found"),
+        (Method::GET, "/v1/releases/WEB/1", StatusCode::BAD_REQUEST, "bad_request"),
+        (Method::GET, "/v1/channels/nightly/history", StatusCode::NOT_FOUND, "not_found"),
+        (Method::GET, "/v1/nodes?selector=web", StatusCode::BAD_REQUEST, "bad_request"),
+        (Method::GET, "/v1/audit?limit=x", StatusCode::BAD_REQUEST, "bad_request"),
+        (Method::GET, "/v1/audit?limit=10001", StatusCode::BAD_REQUEST, "bad_request"),
+        (Method::GET, "/v1/fleet/sync/7/events", StatusCode::NOT_FOUND, "not_found"),
+        (Method::POST, "/v1/uploads", StatusCode::BAD_REQUEST, "bad_request"),
+        (Method::POST, "/v1/uploads/zz/complete", StatusCode::BAD_REQUEST, "bad_request"),
+    ];
+    for (method, path, status, code) in cases {
+        let answer = fleet.operator(method, path).send().await.unwrap();
+        assert_eq!(answer.status(), status, "{path}");
+        assert_eq!(answer.json::<Problem>().await.unwrap().code, code, "{path}");
+    }
+    let (status, problem): (_, Problem) = fleet.post("/v1/tokens", &json!({ "valid_s": 0 })).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(problem.message.contains("valid_s = 0"), "{problem:?}");
+    let (status, problem): (_, Problem) = fleet.post("/v1/fleet/sync", &json!({ "channel": "nightly" })).await;
+    assert_eq!((status, problem.code.as_str()), (StatusCode::NOT_FOUND, "not_found"));
+    assert!(problem.remedy.unwrap().contains("production"));
+    let frame = fleet.operator(Method::PUT, &format!("/v1/uploads/{}/frames/0", "0".repeat(64)));
+    let answer = frame.body(vec![0; (1 << 20) + 10]).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+#[tokio::test]
+async fn a_release_is_published_once_and_never_changes() {
+    let fleet = Fleet::start().await;
+    let (one, two) = (image(1, 40), image(2, 40));
+    let manifest = fleet.manifest("web:1", &one).await;
+    let request = fleet.signed_release(&manifest).await;
+    let (status, release): (_, Release) = fleet.post("/v1/releases", &request).await;
+    assert_eq!((status, release.published_by.as_str()), (StatusCode::CREATED, "alice"));
+    assert!(release.added > 0);
+    let (status, _): (_, Release) = fleet.post("/v1/releases", &request).await;
+    assert_eq!(status, StatusCode::OK, "the same again changes nothing");
+    let other = fleet.manifest("web:1", &two).await;
+    let forged = super::types::ReleaseRequest { manifest: serde_json::to_string(&other).unwrap(), role: request.role };
+    let (status, problem): (_, Problem) = fleet.post("/v1/releases", &forged).await;
+    assert_eq!((status, problem.code.as_str()), (StatusCode::CONFLICT, "conflict"));
+    assert!(problem.message.contains("web:1") && problem.message.contains("never changes"), "{problem:?}");
+    let published: Vec<_> = fleet.audit().await.into_iter().filter(|e| e.what == "release.publish").collect();
+    assert_eq!(published.len(), 1);
+    assert_eq!(published[0].who, "alice");
+    assert!(published[0].from.starts_with("127.0.0.1:") && published[0].detail.contains("web:1"));
+}
+
+#[tokio::test]
+async fn what_is_not_stored_or_not_signed_is_not_published() {
+    let fleet = Fleet::start().await;
+    let one = image(1, 40);
+    let manifest = fleet.manifest("web:1", &one).await;
+    let good = fleet.signed_release(&manifest).await;
+    let mut absent = manifest.clone();
+    absent.image = goldsync_proto::digest::ImageId::of(b"absent");
+    let request =
+        super::types::ReleaseRequest { manifest: serde_json::to_string(&absent).unwrap(), role: good.role.clone() };
+    let (status, problem): (_, Problem) = fleet.post("/v1/releases", &request).await;
+    assert_eq!((status, problem.code.as_str()), (StatusCode::CONFLICT, "conflict"), "{problem:?}");
+    let mut role: Value = serde_json::from_str(&good.role).unwrap();
+    role["signed"]["expires"] = "2099-01-01T00:00:00Z".into();
+    let forged = super::types::ReleaseRequest { manifest: good.manifest.clone(), role: role.to_string() };
+    let (status, problem): (_, Problem) = fleet.post("/v1/releases", &forged).await;
+    assert_eq!((status, problem.code.as_str()), (StatusCode::UNPROCESSABLE_ENTITY, "not_trusted"), "{problem:?}");
+    let releases: Vec<Release> = fleet.get("/v1/releases").await;
+    assert!(releases.is_empty());
+}
+
+#[tokio::test]
+async fn a_promotion_is_checked_recorded_and_told_once() {
+    let fleet = Fleet::start().await;
+    let (one, two) = (image(1, 40), image(2, 40));
+    fleet.publish("web:1", &one).await;
+    fleet.publish("web:2", &two).await;
+    let channels: Vec<Channel> = fleet.get("/v1/channels").await;
+    assert_eq!(channels.len(), 4);
+    assert!(channels.iter().all(|channel| channel.pointer.is_none()));
+    fleet.promote("web:1", &one, "dev").await;
+    fleet.promote("web:2", &two, "dev").await;
+    let back = fleet.promote("web:1", &one, "dev").await;
+    assert_eq!(back.pointer.unwrap().release.to_string(), "web:1");
+    let history: Vec<Promotion> = fleet.get("/v1/channels/dev/history").await;
+    let seen: Vec<_> = history.iter().map(|p| (p.release.to_string(), p.by.as_str())).collect();
+    assert_eq!(seen, [("web:1", "alice"), ("web:2", "alice"), ("web:1", "alice")].map(|(r, b)| (r.to_owned(), b)));
+    let release: Release = fleet.get("/v1/releases/web/1").await;
+    assert_eq!(release.channels.iter().map(|c| c.as_str()).collect::<Vec<_>>(), ["dev"]);
+
+    let web1 = "web:1".parse().unwrap();
+    let request = fleet.signed_pointer(&web1, goldsync_proto::digest::ImageId::of(&one), "qa").await;
+    let (status, _): (_, Channel) = fleet.post("/v1/channels/qa", &request).await;
+    assert_eq!(status, StatusCode::OK);
+    let (status, _): (_, Channel) = fleet.post("/v1/channels/qa", &request).await;
+    assert_eq!(status, StatusCode::OK, "the same again changes nothing");
+    let history: Vec<Promotion> = fleet.get("/v1/channels/qa/history").await;
+    assert_eq!(history.len(), 1);
+    let (status, problem): (_, Problem) = fleet.post("/v1/channels/staging", &request).await;
+    assert_eq!((status, problem.code.as_str()), (StatusCode::BAD_REQUEST, "bad_request"), "{problem:?}");
+    assert_eq!(fleet.audit().await.iter().filter(|e| e.what == "channel.promote").count(), 4);
+}
+
+#[tokio::test]
+async fn a_catalog_that_is_behind_the_metadata_is_brought_up() {
+    let mut fleet = Fleet::start().await;
+    let one = image(1, 40);
+    fleet.publish("web:1", &one).await;
+    fleet.promote("web:1", &one, "dev").await;
+    fleet.server.take().unwrap().shutdown().await;
+    // As after a death between metadata and catalog: signed, and not in the catalog.
+    let catalog = crate::catalog::Catalog::open(fleet.folder()).await.unwrap();
+    catalog.forget_everything_signed().await.unwrap();
+    catalog.close().await;
+    fleet.restart().await;
+    let release: Release = fleet.get("/v1/releases/web/1").await;
+    assert_eq!(release.channels.len(), 1);
+    assert!(release.added > 0);
+    let whos: Vec<_> = fleet.audit().await.into_iter().take(2).map(|e| (e.who, e.what)).collect();
+    let expected = [("server", "channel.promote"), ("server", "release.publish")];
+    assert_eq!(whos, expected.map(|(who, what)| (who.to_owned(), what.to_owned())));
+}
+
+#[tokio::test]
+async fn two_servers_do_not_share_a_folder() {
+    let fleet = Fleet::start().await;
+    let error = crate::daemon::Server::start(fleet.config.clone()).await.err().unwrap().to_string();
+    assert!(error.contains("another goldsync serve"), "{error}");
+    let nowhere = crate::config::Config { data: "/nonexistent/goldsync".into(), ..fleet.config.clone() };
+    let error = crate::daemon::Server::start(nowhere).await.err().unwrap().to_string();
+    assert!(error.contains("goldsync init"), "{error}");
+}
