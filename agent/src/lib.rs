@@ -8,12 +8,14 @@
 //! * [`config`]: what the operator wrote, checked whole before anything is done.
 //! * [`slot`]: the two places that can hold an image; the only door to writing one.
 //! * [`journal`]: what this node has proven, durably; one run at a time.
-//! * [`boot`]: which slot is active, and the atomic step that changes it.
+//! * [`boot`]: which slot is active, and the atomic step that changes it; [`swap`]: the verbs that take it.
 //! * [`link`]: one QUIC connection to the server; [`identity`]: who we are to it; [`enrol`]: how that came about.
 //! * [`trust`]: what the fleet's operators signed; [`update`]: the flow above; [`drift`]: is the active slot still golden?
-//! * [`daemon`], [`schedule`]: being told when there is work, and looking anyway; [`status`]: how the node is.
+//! * [`daemon`], [`schedule`]: being told when there is work, and looking anyway.
+//! * [`node`], [`status`]: all of it together, and how it is; [`cli`]: the verbs.
 
 pub mod boot;
+pub mod cli;
 pub mod config;
 pub mod daemon;
 mod disk;

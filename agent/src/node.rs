@@ -12,11 +12,15 @@ use std::sync::Arc;
 
 use goldsync_proto::wire::{Answer, Request};
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
+use crate::boot;
 use crate::config::{Address, Config, ConfigError, Where};
 use crate::identity::{Identity, IdentityError, NodeKey};
-use crate::journal::{Journal, JournalError, read_json, write_json};
+use crate::journal::{Journal, JournalError, Proven, read_json, write_json};
 use crate::link::{Link, LinkError};
+use crate::trust::Trust;
+use crate::update::{Context, Events, UpdateError};
 
 /// A node, opened.
 #[derive(Clone, Debug)]
@@ -96,6 +100,32 @@ impl Node {
     pub async fn connect(&self) -> Result<Link, NodeError> {
         let identity = self.identity()?;
         Ok(Link::connect(&self.server()?, identity.quic_config()?).await?)
+    }
+
+    /// What the engine's verbs work with. `link` may be missing for those that need no server. Somebody asked, unless the
+    /// caller says otherwise.
+    pub fn context(
+        &self,
+        link: Option<Arc<Link>>,
+        events: Events,
+        stop: CancellationToken,
+    ) -> Result<Context, UpdateError> {
+        Ok(Context {
+            config: self.config.clone(),
+            journal: self.journal.clone(),
+            activation: boot::open(&self.config),
+            trust: Trust::open(&self.trust_dir())?,
+            link,
+            events,
+            stop,
+            asked: true,
+        })
+    }
+
+    /// What the active slot was proven to hold, if that can be told.
+    pub fn running(&self) -> Option<Proven> {
+        let active = boot::open(&self.config).active().ok()??;
+        self.journal.slot(active).ok()?.proven().cloned()
     }
 
     /// Gets a fresh certificate if two thirds of this one's life are over; says whether it did. The new one is in use

@@ -18,7 +18,7 @@ use goldsync_proto::digest::ImageId;
 use goldsync_proto::limits::{BLOCK, TRUST_BYTES_MAX, TRUST_FILE_MAX, TRUST_FILES_MAX};
 use goldsync_proto::plan::{Plan, Source as From, Step};
 use goldsync_proto::release::{Manifest, ManifestError, ReleaseRef};
-use goldsync_proto::wire::{Account, Answer, Outcome, Phase, Progress, Report, Request, SlotReport};
+use goldsync_proto::wire::{Account, Answer, Outcome, Phase, Progress, Request};
 use tokio_util::sync::CancellationToken;
 
 use crate::boot::{Activation, ActivationError};
@@ -70,6 +70,9 @@ pub struct Context {
     pub events: Events,
     /// Set when the work shall stop at the next safe place.
     pub stop: CancellationToken,
+    /// Whether somebody asked for this. If nobody did (a schedule, a hint), a release that was rolled back from is left
+    /// alone: see [`crate::swap`].
+    pub asked: bool,
 }
 
 /// Why a verb failed. The active slot is as it was.
@@ -151,6 +154,7 @@ impl UpdateError {
             Self::Job(JobError::Stage(_)) => 5,
             Self::Job(JobError::Proof { .. }) | Self::Swap(SwapError::Unproven { .. }) => 7,
             Self::Job(JobError::Journal(JournalError::Busy { .. })) => 75,
+            Self::Job(JobError::Journal(_)) | Self::Swap(SwapError::Journal(_)) => 5,
             Self::Job(JobError::Stopped) => 130,
             Self::Trust(_) | Self::Manifest { .. } | Self::TooOld { .. } => 3,
             _ => 1,
@@ -172,7 +176,8 @@ pub struct Check {
 }
 
 /// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// Nothing: the active slot holds it.
     UpToDate,
@@ -180,6 +185,8 @@ pub enum Verdict {
     Staged,
     /// Download and activate.
     Update,
+    /// Nothing: it was rolled back from on this node, and nobody asked for it since.
+    Held,
 }
 
 impl Context {
@@ -204,31 +211,6 @@ impl Context {
     /// What a slot was proven to hold.
     pub fn proven(&self, slot: SlotName) -> Result<Option<Proven>, UpdateError> {
         Ok(self.journal.slot(slot)?.proven().cloned())
-    }
-
-    /// How this node is: slots and last error. The phase is the caller's to know.
-    pub fn report(&self) -> Result<Report, UpdateError> {
-        let active = self.activation.active()?;
-        let slot = |name: SlotName| -> Result<Option<SlotReport>, UpdateError> {
-            let proven = self.proven(name)?;
-            let Ok(word) = name.as_str().parse() else { return Ok(None) };
-            let (image, release) = (proven.as_ref().map(|proven| proven.image), proven.map(|proven| proven.release));
-            Ok(Some(SlotReport { slot: word, image, release }))
-        };
-        let running = active.map(|name| self.proven(name)).transpose()?.flatten();
-        let drift = self.journal.drift()?.filter(|drift| Some(drift.image) == running.as_ref().map(|r| r.image));
-        let error = match self.journal.last()?.map(|last| last.outcome) {
-            Some(Outcome::Failed { error }) => Some(error),
-            _ => None,
-        };
-        Ok(Report {
-            active: active.map(slot).transpose()?.flatten(),
-            standby: slot(self.standby()?)?,
-            phase: Phase::Idle,
-            progress: None,
-            error,
-            drifted: drift.map(|drift| drift.drifted),
-        })
     }
 }
 
@@ -293,8 +275,13 @@ async fn judge(ctx: &mut Context, target: Manifest) -> Result<Check, UpdateError
     let running = active.map(|slot| ctx.proven(slot)).transpose()?.flatten();
     let standby = ctx.proven(ctx.standby()?)?;
     let holds = |proven: &Option<Proven>| proven.as_ref().is_some_and(|proven| proven.image == target.image);
+    let held = !ctx.asked && ctx.journal.hold()?.is_some_and(|hold| hold.image == target.image);
     let verdict = if holds(&running) {
         Verdict::UpToDate
+    } else if held {
+        let release = &target.release;
+        ctx.tell(Event::Note(format!("{release} was rolled back from; `goldsync-agent sync` goes there again")));
+        Verdict::Held
     } else if holds(&standby) {
         Verdict::Staged
     } else {
@@ -325,11 +312,29 @@ pub async fn download(ctx: &mut Context) -> Result<(Check, Option<Account>), Upd
     let _lock = ctx.journal.lock()?;
     let begun = Begun::now(ctx);
     let check = check(ctx).await?;
-    let account = match check.verdict {
-        Verdict::UpToDate | Verdict::Staged => None,
-        Verdict::Update => stage(ctx, &check.target, &begun).await?,
-    };
+    let account = stage_if_needed(ctx, &check, &begun).await?;
     Ok((check, account))
+}
+
+/// The same for a signed release that is named, whatever the channel points at.
+pub async fn install(ctx: &mut Context, release: &ReleaseRef) -> Result<(Check, Option<Account>), UpdateError> {
+    let _lock = ctx.journal.lock()?;
+    let begun = Begun::now(ctx);
+    ctx.tell(Event::Phase(Phase::Check));
+    refresh(ctx).await?;
+    let target = manifest(ctx, release).await?;
+    let check = judge(ctx, target).await?;
+    let account = stage_if_needed(ctx, &check, &begun).await?;
+    Ok((check, account))
+}
+
+async fn stage_if_needed(ctx: &Context, check: &Check, begun: &Begun) -> Result<Option<Account>, UpdateError> {
+    let account = match check.verdict {
+        Verdict::UpToDate | Verdict::Staged | Verdict::Held => None,
+        Verdict::Update => stage(ctx, &check.target, begun).await?,
+    };
+    ctx.tell(Event::Phase(Phase::Idle));
+    Ok(account)
 }
 
 /// Check, download, activate: the whole chain. Does nothing if the channel's release runs already.
@@ -338,7 +343,7 @@ pub async fn sync(ctx: &mut Context) -> Result<Outcome, UpdateError> {
     let begun = Begun::now(ctx);
     let check = check(ctx).await?;
     let staged = match check.verdict {
-        Verdict::UpToDate => None,
+        Verdict::UpToDate | Verdict::Held => None,
         Verdict::Staged if still_proven(ctx, ctx.standby()?).await?.is_ok() => Some(begun.account(ctx, "staged", None)),
         Verdict::Staged | Verdict::Update => stage(ctx, &check.target, &begun).await?,
     };

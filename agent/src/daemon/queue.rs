@@ -9,7 +9,7 @@
 //! Cues are only "look again": they carry no release, so that any number of waiting ones are one. What differs is when,
 //! and which orders want an answer.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Orders that may wait for one update. A server that sends more in that time is not served better by more answers.
 const ORDERS_MAX: usize = 256;
@@ -78,16 +78,6 @@ impl Queue {
     pub fn finish(&mut self) -> Job {
         self.running.take().unwrap_or_default()
     }
-
-    /// Whether an update runs.
-    pub fn running(&self) -> bool {
-        self.running.is_some()
-    }
-
-    /// How long until something is due.
-    pub fn wait(&self, now: Instant) -> Option<Duration> {
-        self.due().map(|due| due.saturating_duration_since(now))
-    }
 }
 
 #[cfg(test)]
@@ -95,6 +85,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
+    use std::time::Duration;
 
     fn at(start: Instant, seconds: u64, order: Option<u64>) -> Cue {
         Cue { due: start + Duration::from_secs(seconds), order }
@@ -109,7 +100,7 @@ mod tests {
         queue.cue(at(now, 5, None));
         queue.cue(at(now, 9, Some(2)));
         queue.cue(at(now, 9, Some(2)));
-        assert_eq!(queue.wait(now), Some(Duration::from_secs(5)));
+        assert_eq!(queue.due(), Some(now + Duration::from_secs(5)));
         assert_eq!(queue.start(now + Duration::from_secs(4)), None);
         assert_eq!(queue.start(now + Duration::from_secs(5)), Some(Job { orders: vec![1, 2] }));
         assert_eq!(queue.finish(), Job { orders: vec![1, 2] });
@@ -127,7 +118,6 @@ mod tests {
         assert_eq!(queue.start(now), None, "one at a time");
         assert_eq!(queue.finish().orders, [1], "the second order was not looked at yet");
         assert_eq!(queue.start(now).unwrap().orders, [2]);
-        assert!(queue.running());
     }
 
     #[test]

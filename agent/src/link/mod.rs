@@ -251,6 +251,11 @@ impl Link {
         let _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
     }
 
+    /// Ends the connection without waiting. What still uses it gets [`LinkError::Lost`].
+    pub fn close_now(&self) {
+        self.connection.close(VarInt::from_u32(close::DONE), b"");
+    }
+
     async fn open(&self, request: &Request) -> Result<(quinn::SendStream, quinn::RecvStream), LinkError> {
         let frame = frame(request).map_err(|error| broken(&self.server, &error))?;
         let stalled = |_| LinkError::Stalled { server: self.server.to_string(), what: "a stream" };

@@ -1,0 +1,217 @@
+//! The command line's definition; help, man pages and completions are made from it. Parsing touches nothing.
+
+use std::path::PathBuf;
+
+use clap::{Args as Group, Parser, Subcommand};
+use clap_complete::Shell;
+use goldsync_proto::release::{ReleaseRef, Word};
+
+use crate::config::Address;
+
+/// What the process's exit code means; the same for every verb.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done, or nothing to do
+  1    failed
+  2    usage or configuration; this machine is not enrolled
+  3    not trusted: signature, expiry, rolled-back metadata, a release that is not acceptable
+  4    the server cannot be reached, or refused
+  5    slot or disk: missing, unreadable, full, too small, mounted, in use
+  6    drift found (verify)
+  7    an image failed its proof
+  75   another run is in progress
+  130  interrupted
+
+Whatever fails, and whenever: the active slot is as it was. The next run goes on from what was staged.
+
+Files:
+  /etc/goldsync/agent.toml, agent.toml.d/*.toml   configuration; also in /run/goldsync and /usr/lib/goldsync
+  /var/lib/goldsync                               state: certificate, signed metadata, proofs
+
+Examples:
+  goldsync-agent enroll --server golden.example.net --token gs1.…   become a node
+  goldsync-agent sync                                              run what the channel says, now
+  goldsync-agent download && goldsync-agent activate               fetch now, switch later
+  goldsync-agent status                                            what runs, what is staged, what went wrong
+  goldsync-agent run                                               the daemon: be told, and follow a schedule";
+
+/// Keeps this machine binary-identical to its fleet's golden image.
+///
+/// Two slots hold one image each. The agent compares what it has with the golden image of its channel, fetches only the
+/// blocks that it lacks, writes them to the slot that is not active, reads that slot back, and makes it the active one in
+/// a single step. The active slot is never written.
+#[derive(Debug, Parser)]
+#[command(name = "goldsync-agent", version, max_term_width = 110, after_help = EXIT_CODES, propagate_version = true)]
+pub struct Args {
+    /// How to run, whatever the verb.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// How to run, whatever the verb.
+#[derive(Clone, Debug, Group)]
+pub struct Global {
+    /// Read this configuration, and no other
+    #[arg(long, global = true, value_name = "FILE", env = "GOLDSYNC_AGENT_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Print one JSON object instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Show no progress
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Log more; twice for everything. GOLDSYNC_LOG takes a filter like `goldsync_agent::link=trace`
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Verb {
+    /// Make this machine a node of a fleet
+    ///
+    /// The token proves the machine to the server and the server to the machine: it carries the hash of the fleet's CA and
+    /// of the root of its signed metadata. It comes from `goldsync token create`.
+    #[command(
+        visible_alias = "enrol",
+        after_help = "\
+Examples:
+  goldsync-agent enroll --server golden.example.net --token gs1.…
+  goldsync-agent enroll --token - < /run/secrets/goldsync-token"
+    )]
+    Enroll(Enrol),
+    /// Say whether there is something new, and what would be done; changes nothing
+    ///
+    /// Refreshes the signed metadata and verifies it. Touches no slot.
+    Check,
+    /// Fetch the channel's release into the standby slot and prove it; activates nothing
+    ///
+    /// The slot is read back and compared with the golden image before this returns. Interrupted, the next run keeps what
+    /// was staged. Does nothing if the release runs, or is staged, already.
+    Download,
+    /// Like download, for a release that you name
+    ///
+    /// Any release that the fleet has signed may be named, whatever the channel points at; without a name this is
+    /// `download`. After `activate` it runs until the daemon's next look at the channel.
+    #[command(after_help = "\
+Examples:
+  goldsync-agent install web:2026.11.20 && goldsync-agent activate")]
+    Install {
+        /// NAME:VERSION; the channel's release if left out
+        release: Option<ReleaseRef>,
+    },
+    /// Make the staged image the active one; needs no server
+    ///
+    /// Reads the standby slot back once more, then switches in one atomic step. Refuses a slot that holds nothing proven,
+    /// or what ran before (that is `rollback`).
+    Activate,
+    /// Go back to what was active before; needs no server
+    ///
+    /// Reads that slot back first. The release that is left is not gone to again by the daemon on its own, until the
+    /// channel moves on, or `activate`, `sync` or an operator's fleet sync says so.
+    Rollback,
+    /// Check, download and activate: run what the channel says
+    ///
+    /// Does nothing if it runs already.
+    Sync,
+    /// Show the slots, what runs, drift, and how the last update ended; needs no server
+    Status,
+    /// Hash the active slot and list the blocks that are not the golden image's
+    ///
+    /// Exit code 6 if there are any. The server is asked only if this node does not keep the image's block hashes.
+    Verify,
+    /// Make a drifted active slot golden again
+    ///
+    /// Fetches just the drifted blocks, into a copy in the standby slot, proves it and activates it.
+    Repair,
+    /// Run as a daemon: be told by the server, follow the schedule, report
+    ///
+    /// Holds one connection to the server. Meant to be started by systemd (Type=notify); ends with SIGTERM. A machine that
+    /// is not enrolled yet waits until it is.
+    Run,
+    /// Print a completion script for a shell
+    #[command(after_help = "\
+Examples:
+  goldsync-agent completions bash > /usr/share/bash-completion/completions/goldsync-agent")]
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print the man page, or write all of them to a folder
+    Man {
+        /// Write goldsync-agent.1 and one page a verb here
+        #[arg(long, value_name = "FOLDER")]
+        out: Option<PathBuf>,
+    },
+}
+
+/// What enrolling needs.
+#[derive(Clone, Debug, Group)]
+pub struct Enrol {
+    /// The server, HOST or HOST:PORT (UDP, default 7400); `server` of the configuration if left out
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub server: Option<Address>,
+    /// The token, or `-` to read it from standard input
+    #[arg(long, env = "GOLDSYNC_TOKEN", hide_env_values = true)]
+    pub token: String,
+    /// The name that this machine would like; the server may add to it
+    #[arg(long)]
+    pub name: Option<Word>,
+    /// Replace the identity that this machine has
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn verbs_and_flags_are_found_in_any_order() {
+        let args = parse("goldsync-agent sync --json --config /x.toml -vv").unwrap();
+        assert!(matches!(args.verb, Verb::Sync) && args.global.json && args.global.verbose == 2);
+        assert_eq!(args.global.config, Some("/x.toml".into()));
+        let args = parse("goldsync-agent --json install web:1").unwrap();
+        assert!(matches!(args.verb, Verb::Install { release: Some(release) } if release.to_string() == "web:1"));
+        assert!(matches!(
+            parse("goldsync-agent enrol --token x").unwrap().verb,
+            Verb::Enroll(Enrol { force: false, .. })
+        ));
+    }
+
+    #[test]
+    fn what_cannot_be_is_said_with_its_value() {
+        for (line, expected) in [
+            ("goldsync-agent", "Usage"),
+            ("goldsync-agent synch", "synch"),
+            ("goldsync-agent install web", "NAME:VERSION"),
+            ("goldsync-agent enroll", "--token"),
+            ("goldsync-agent enroll --token x --server a:b", "HOST:PORT"),
+            ("goldsync-agent sync --now", "--now"),
+        ] {
+            let error = parse(line).unwrap_err().to_string();
+            assert!(error.contains(expected), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn help_teaches_exit_codes_and_examples() {
+        let help = Args::command().render_long_help().to_string();
+        for expected in ["75   another run", "download && goldsync-agent activate", "never written"] {
+            assert!(help.contains(expected), "{expected}");
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! What each verb does with the engine, and what it says about it.
+
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::CommandFactory;
+use goldsync_proto::digest::ImageId;
+use goldsync_proto::release::ReleaseRef;
+use goldsync_proto::wire::{Account, Hello, Outcome};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::args::{Args, Enrol};
+use super::failure::{DRIFT, Failure};
+use super::ui::{self, Ui};
+use crate::config::{Config, Where};
+use crate::daemon::remember;
+use crate::drift;
+use crate::enrol::enrol;
+use crate::journal::Proven;
+use crate::link::Link;
+use crate::node::Node;
+use crate::slot::SlotName;
+use crate::status::{self, Status};
+use crate::update::{self, Check, Context, UpdateError, Verdict};
+
+/// How long a server may take to note how a one-shot verb left this node.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// A verb at work.
+pub struct Work {
+    /// The node.
+    pub node: Node,
+    /// How to talk.
+    pub ui: Ui,
+    /// Set when it shall stop.
+    pub stop: CancellationToken,
+}
+
+#[derive(Serialize)]
+struct Checked {
+    verdict: Verdict,
+    channel: String,
+    release: ReleaseRef,
+    image: ImageId,
+    size: u64,
+    active: Option<SlotName>,
+    running: Option<ReleaseRef>,
+    held: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account: Option<Account>,
+}
+
+#[derive(Serialize)]
+struct Swapped {
+    active: Option<SlotName>,
+    release: ReleaseRef,
+    image: ImageId,
+}
+
+#[derive(Serialize)]
+struct Synced {
+    #[serde(flatten)]
+    outcome: Outcome,
+    active: Option<SlotName>,
+    release: Option<ReleaseRef>,
+    image: Option<ImageId>,
+}
+
+impl Work {
+    /// Opens the node.
+    pub fn open(place: &Where, ui: Ui, stop: CancellationToken) -> Result<Self, Failure> {
+        Ok(Self { node: Node::new(Config::load(place)?)?, ui, stop })
+    }
+
+    /// `enroll`
+    pub async fn enrol(&self, args: Enrol) -> Result<(), Failure> {
+        let token = if args.token == "-" { read_token()? } else { args.token };
+        let server = args.server.map_or_else(|| self.node.server(), Ok)?;
+        let name = enrol(&self.node, &server, &token, args.name, args.force).await?;
+        let value = serde_json::json!({ "node": name, "server": server.to_string() });
+        self.ui.result(&value, || {
+            format!("this machine is the node {name} of {server}; `goldsync-agent sync` brings it its image")
+        });
+        Ok(())
+    }
+
+    /// `check`
+    pub async fn check(&self) -> Result<(), Failure> {
+        let (mut ctx, link) = self.online().await?;
+        let check = update::check(&mut ctx).await?;
+        link.close().await;
+        let checked = self.checked(&check, None)?;
+        self.ui.result(&checked, || forecast(&checked));
+        Ok(())
+    }
+
+    /// `download`, `install`
+    pub async fn download(&self, release: Option<ReleaseRef>) -> Result<(), Failure> {
+        let (mut ctx, link) = self.online().await?;
+        let done = match &release {
+            Some(release) => update::install(&mut ctx, release).await,
+            None => update::download(&mut ctx).await,
+        };
+        let (check, account) = self.noted(done)?;
+        if account.is_some() {
+            self.farewell(&link).await;
+        }
+        link.close().await;
+        let checked = self.checked(&check, account)?;
+        self.ui.result(&checked, || downloaded(&checked));
+        Ok(())
+    }
+
+    /// `activate`
+    pub async fn activate(&self) -> Result<(), Failure> {
+        let mut ctx = self.node.context(None, self.ui.events(), self.stop.clone())?;
+        let proven = update::activate(&mut ctx).await?;
+        self.swapped("activate", &ctx, proven)
+    }
+
+    /// `rollback`
+    pub async fn rollback(&self) -> Result<(), Failure> {
+        let mut ctx = self.node.context(None, self.ui.events(), self.stop.clone())?;
+        let proven = update::rollback(&mut ctx).await?;
+        self.swapped("rollback", &ctx, proven)
+    }
+
+    /// The end of both. `verb` names the step in the record, which a daemon beside us watches: it tells the server.
+    fn swapped(&self, verb: &str, ctx: &Context, proven: Proven) -> Result<(), Failure> {
+        let account = Account { path: verb.to_owned(), ..Account::default() };
+        remember(&self.node, &Outcome::Updated { account })?;
+        let active = ctx.activation.active()?;
+        let Proven { release, image, .. } = proven;
+        let swapped = Swapped { active, release, image };
+        self.ui.result(&swapped, || {
+            let slot = active.map_or("?", SlotName::as_str);
+            format!("{} is active now, in slot {slot}\n  image     {}", swapped.release, swapped.image)
+        });
+        Ok(())
+    }
+
+    /// `sync`
+    pub async fn sync(&self) -> Result<(), Failure> {
+        let (mut ctx, link) = self.online().await?;
+        let outcome = self.noted(update::sync(&mut ctx).await)?;
+        self.over(&ctx, &link, outcome, "runs already; nothing was fetched and nothing written").await
+    }
+
+    /// `repair`
+    pub async fn repair(&self) -> Result<(), Failure> {
+        let (mut ctx, link) = self.online().await?;
+        let outcome = self.noted(drift::repair(&mut ctx).await)?;
+        self.over(&ctx, &link, outcome, "has not drifted; nothing to repair").await
+    }
+
+    /// `verify`
+    pub async fn verify(&self) -> Result<(), Failure> {
+        let mut ctx = self.node.context(None, self.ui.events(), self.stop.clone())?;
+        let report = match drift::verify(&mut ctx).await {
+            // Only the server can tell where it drifted.
+            Err(UpdateError::NoLink) => {
+                let (mut ctx, link) = self.online().await?;
+                let report = drift::verify(&mut ctx).await;
+                link.close().await;
+                report
+            }
+            other => other,
+        }?;
+        let (slot, release) = (report.slot, &report.release);
+        self.ui.result(&report, || match report.drifted {
+            0 if report.found == report.image => format!("slot {slot} is {release}, to the last byte\n  image     {}", report.image),
+            drifted => {
+                let runs: Vec<_> = report.runs.iter().take(20).map(|(first, count)| format!("{first}+{count}")).collect();
+                let more = if report.runs.len() > runs.len() { ", …" } else { "" };
+                format!(
+                    "slot {slot} has drifted from {release}: {drifted} of {} blocks; `goldsync-agent repair` cures it\n  \
+                     found     {}\n  expected  {}\n  blocks    {}{more} (first+count)",
+                    report.blocks, report.found, report.image, runs.join(", ")
+                )
+            }
+        });
+        if report.found == report.image { Ok(()) } else { Err(Failure::new(DRIFT, "")) }
+    }
+
+    /// `status`
+    pub fn status(&self) -> Result<(), Failure> {
+        let status = Status::gather(&self.node.config, &self.node.journal)?;
+        self.ui.result(&status, || status.to_string());
+        Ok(())
+    }
+
+    /// A connection, and a context that uses it.
+    async fn online(&self) -> Result<(Context, Arc<Link>), Failure> {
+        let connected = tokio::select! {
+            connected = self.node.connect() => connected?,
+            () = self.stop.cancelled() => return Err(UpdateError::from(crate::job::JobError::Stopped).into()),
+        };
+        let link = Arc::new(connected);
+        Ok((self.node.context(Some(link.clone()), self.ui.events(), self.stop.clone())?, link))
+    }
+
+    /// Remembers a failure, for `status` and the fleet's roster; being busy or interrupted is none.
+    fn noted<T>(&self, done: Result<T, UpdateError>) -> Result<T, Failure> {
+        done.map_err(|error| {
+            let failure = Failure::from(error);
+            if ![75, super::failure::INTERRUPTED].contains(&failure.code) {
+                let outcome = Outcome::Failed { error: failure.message.clone() };
+                if let Err(error) = remember(&self.node, &outcome) {
+                    tracing::error!(%error, "the outcome could not be recorded");
+                }
+            }
+            failure
+        })
+    }
+
+    /// The end of `sync` and `repair`.
+    async fn over(&self, ctx: &Context, link: &Link, outcome: Outcome, nothing: &str) -> Result<(), Failure> {
+        remember(&self.node, &outcome)?;
+        if !matches!(outcome, Outcome::UpToDate) {
+            self.farewell(link).await;
+        }
+        link.close().await;
+        let active = ctx.activation.active()?;
+        let proven = active.map(|slot| ctx.proven(slot)).transpose()?.flatten();
+        let size = proven.as_ref().map(|proven| proven.size);
+        let (release, image) = (proven.as_ref().map(|p| p.release.clone()), proven.as_ref().map(|p| p.image));
+        let synced = Synced { outcome, active, release, image };
+        self.ui.result(&synced, || {
+            let name = synced.release.as_ref().map_or_else(|| "the channel's release".to_owned(), ToString::to_string);
+            let slot = active.map_or("?", SlotName::as_str);
+            let image = image.map(|image| format!("\n  image     {image}")).unwrap_or_default();
+            match &synced.outcome {
+                Outcome::Updated { account } => {
+                    format!("{name} runs now, in slot {slot}{image}\n{}", ui::account(account, size))
+                }
+                _ => format!("{name} {nothing}{image}"),
+            }
+        });
+        Ok(())
+    }
+
+    fn checked(&self, check: &Check, account: Option<Account>) -> Result<Checked, Failure> {
+        let target = &check.target;
+        Ok(Checked {
+            verdict: check.verdict,
+            channel: self.node.config.channel.to_string(),
+            release: target.release.clone(),
+            image: target.image,
+            size: target.size,
+            active: check.active,
+            running: check.running.as_ref().map(|running| running.release.clone()),
+            held: self.node.journal.hold()?.is_some_and(|hold| hold.image == target.image),
+            account,
+        })
+    }
+
+    /// Tells the server how this verb left the node. It is for the roster only, so that failing is no failure.
+    async fn farewell(&self, link: &Link) {
+        let Node { config, journal } = &self.node;
+        let Ok(report) = status::report(config, journal) else { return };
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let (channel, labels) = (config.channel.clone(), config.labels.clone());
+        let hello = Hello { version, channel, labels, daemon: false, report };
+        match tokio::time::timeout(FAREWELL, link.control(hello)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::info!(%error, "the server could not be told"),
+            Err(_) => tracing::info!("the server could not be told in time"),
+        }
+    }
+}
+
+fn forecast(checked: &Checked) -> String {
+    let Checked { release, channel, .. } = checked;
+    let running = checked.running.as_ref().map_or_else(|| "nothing that is known".to_owned(), ToString::to_string);
+    let say = match checked.verdict {
+        Verdict::UpToDate => format!("{release}, the release of {channel}, runs already"),
+        Verdict::Staged => {
+            format!("{channel} is at {release}, which is staged and proven; `goldsync-agent activate` switches to it")
+        }
+        Verdict::Update | Verdict::Held => {
+            let way = if checked.running.is_some() {
+                "by the difference to what runs"
+            } else {
+                "by what is here and a download of the rest"
+            };
+            format!("{channel} is at {release}; {running} runs; `goldsync-agent sync` would update {way}")
+        }
+    };
+    let held = if checked.held {
+        "\n  held      it was rolled back from; the daemon leaves it alone until the channel moves on"
+    } else {
+        ""
+    };
+    format!("{say}\n  image     {}\n  size      {} bytes{held}", checked.image, checked.size)
+}
+
+fn downloaded(checked: &Checked) -> String {
+    let release = &checked.release;
+    let image = checked.image;
+    match (&checked.account, checked.verdict) {
+        (Some(account), _) => format!(
+            "{release} is staged and proven; `goldsync-agent activate` switches to it\n  image     {image}\n{}",
+            ui::account(account, Some(checked.size))
+        ),
+        (None, Verdict::Staged) => {
+            format!("{release} is staged and proven already; `goldsync-agent activate` switches to it")
+        }
+        (None, _) => format!("{release} runs already; nothing was fetched and nothing written"),
+    }
+}
+
+fn read_token() -> Result<String, Failure> {
+    let mut text = String::new();
+    let read = std::io::stdin().lock().take(4096).read_to_string(&mut text);
+    read.map_err(|error| Failure::new(2, format!("the token cannot be read from standard input: {error}")))?;
+    Ok(text.trim().to_owned())
+}
+
+/// `completions`
+pub fn completions(shell: clap_complete::Shell) {
+    clap_complete::generate(shell, &mut Args::command(), "goldsync-agent", &mut std::io::stdout());
+}
+
+/// `man`
+pub fn man(out: Option<&Path>) -> Result<(), Failure> {
+    let made = match out {
+        Some(folder) => {
+            std::fs::create_dir_all(folder).and_then(|()| clap_mangen::generate_to(Args::command(), folder))
+        }
+        None => clap_mangen::Man::new(Args::command()).render(&mut std::io::stdout()),
+    };
+    made.map_err(|error| Failure::new(1, format!("the man pages cannot be written: {error}")))
+}
