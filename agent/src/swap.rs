@@ -244,30 +244,6 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_was_cut_short_is_an_error_of_the_slot() {
-        let bench = Bench::new();
-        bench.stage(SlotName::A, "web:1");
-        bench.activate().unwrap();
-        bench.stage(SlotName::B, "web:2");
-        bench.activate().unwrap();
-        fs::write(bench.slots.path(SlotName::A), "short").unwrap();
-        assert!(matches!(bench.rollback(), Err(SwapError::Slot(SlotError::Read { .. }))));
-    }
-
-    #[test]
-    fn a_stopped_proof_changes_nothing() {
-        let bench = Bench::new();
-        bench.stage(SlotName::A, "web:1");
-        bench.activate().unwrap();
-        bench.stage(SlotName::B, "web:2");
-        bench.activate().unwrap();
-        let stopped = bench.swap(|swap| swap.rollback(&|_| {}, &AtomicBool::new(true)));
-        assert!(matches!(stopped, Err(SwapError::Stopped)));
-        assert_eq!(bench.activation.active().unwrap(), Some(SlotName::B));
-        assert!(bench.journal.slot(SlotName::A).unwrap().proven().is_some());
-    }
-
-    #[test]
     fn a_machine_that_came_with_its_image_can_go_on() {
         let bench = Bench::new();
         fs::write(&bench.slots.a, "unknown").unwrap();

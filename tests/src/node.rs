@@ -24,16 +24,17 @@ impl Node {
     pub fn prepare(programs: &Programs, scratch: &Path, name: &str, channel: &str) -> Result<Self> {
         let node = Self { programs: programs.clone(), name: name.to_owned(), folder: scratch.join(name), daemon: None };
         fs::create_dir_all(&node.folder)?;
-        node.configure(channel, "")?;
+        node.configure(channel, "6 hours")?;
         Ok(node)
     }
 
-    /// Writes its configuration: the channel, and whatever else as TOML.
-    pub fn configure(&self, channel: &str, more: &str) -> Result<()> {
+    /// Writes its configuration: the channel that it follows, and the longest time it waits of its own accord when it is
+    /// told that its channel moved.
+    pub fn configure(&self, channel: &str, splay: &str) -> Result<()> {
         let folder = self.folder.display();
         let text = format!(
             "channel = \"{channel}\"\nstate = \"{folder}/state\"\n\n[slots]\na = \"{folder}/a.img\"\nb = \"{folder}/b.img\"\n\n\
-             [activation]\nbackend = \"symlink\"\nlink = \"{folder}/current\"\n\n[schedule]\nsplay = \"6 hours\"\n{more}"
+             [activation]\nbackend = \"symlink\"\nlink = \"{folder}/current\"\n\n[schedule]\nsplay = \"{splay}\"\n"
         );
         fs::write(self.config(), text).context("write agent.toml")
     }

@@ -17,7 +17,7 @@ pub fn be_one() -> Option<ExitCode> {
     let args = std::iter::once(program.clone()).chain(args);
     match program.to_str()? {
         "goldsync" => Some(goldsync_server::main_with(args)),
-        "goldsync-agent" => Some(goldsync_agent::main_with(args)),
+        "goldsync-agent" => Some(goldsync_agent::cli::main_with(args)),
         _ => None,
     }
 }

@@ -11,6 +11,7 @@ use goldsync_proto::wire::{Account, Outcome};
 use crate::images::{self, Pair};
 use crate::node::{self, Node};
 use crate::programs::{Programs, Run};
+use crate::scene::outcome;
 use crate::server::Server;
 
 mod print;
@@ -276,8 +277,4 @@ impl Fleet {
         print::indented(&status.stdout);
         Ok(())
     }
-}
-
-fn outcome(run: &Run) -> Result<Outcome> {
-    serde_json::from_value(run.json()?).with_context(|| format!("{} printed {}", run.line, run.stdout))
 }
