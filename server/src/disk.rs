@@ -90,3 +90,9 @@ pub(crate) fn remove_others(dir: &Path, keep: impl Fn(&str) -> bool) {
         }
     }
 }
+
+/// Removes a file, durably.
+pub(crate) fn remove(path: &Path) -> Result<(), DiskError> {
+    fs::remove_file(path).map_err(failed("cannot remove", path))?;
+    path.parent().map_or(Ok(()), sync_dir)
+}

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use goldsync_proto::limits::{TRUST_BYTES_MAX, TRUST_FILE_MAX};
 use goldsync_proto::trust::FileName;
@@ -31,6 +32,16 @@ pub(super) fn first_root(dir: &Path) -> Result<Option<Vec<u8>>, DiskError> {
     read_if_there(&dir.join(FIRST))
 }
 
+/// Forgets it: what follows is about another fleet.
+pub(super) fn forget_first_root(dir: &Path) -> Result<(), DiskError> {
+    let path = dir.join(FIRST);
+    match fs::remove_file(&path) {
+        Ok(()) => disk::sync_dir(dir),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed("cannot remove", &path)(error)),
+    }
+}
+
 /// Keeps the root that the token named.
 pub(super) fn set_first_root(dir: &Path, text: &str) -> Result<(), DiskError> {
     disk::replace(dir, FIRST, text.as_bytes())
@@ -38,6 +49,17 @@ pub(super) fn set_first_root(dir: &Path, text: &str) -> Result<(), DiskError> {
 
 /// The files of the copy that counts; `None` if there is none.
 pub(super) fn read(dir: &Path) -> Result<Option<Files>, TrustError> {
+    loop {
+        let number = number_of(dir);
+        match read_copy(dir) {
+            // Another process made a new copy current, and removed this one, while it was being read.
+            Err(TrustError::Disk(error)) if error.source.kind() == ErrorKind::NotFound && number_of(dir) != number => {}
+            done => return done,
+        }
+    }
+}
+
+fn read_copy(dir: &Path) -> Result<Option<Files>, TrustError> {
     let current = dir.join(CURRENT);
     let entries = match fs::read_dir(&current) {
         Ok(entries) => entries,
@@ -90,9 +112,23 @@ pub(super) fn replace(dir: &Path, files: &Files, clock: Option<&[u8]>) -> Result
     symlink(&name, &beside).map_err(failed("cannot create", &beside))?;
     fs::rename(&beside, &current).map_err(failed("cannot replace", &current))?;
     disk::sync_dir(dir)?;
-    match old {
-        Some(old) => remove(&dir.join(format!("copy-{old}"))),
-        None => Ok(()),
+    sweep(dir, &name);
+    Ok(())
+}
+
+/// Removes older copies, and what readers that were killed left behind. What cannot be removed is in nobody's way.
+fn sweep(dir: &Path, current: &str) {
+    let stale = |entry: &fs::DirEntry| {
+        let age = entry.metadata().and_then(|meta| meta.modified()).ok().and_then(|time| time.elapsed().ok());
+        age.is_some_and(|age| age > Duration::from_secs(3600))
+    };
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_str().unwrap_or_default();
+        let old_copy = name.starts_with("copy-") && name != current;
+        if old_copy || (name.starts_with("scratch-") && stale(&entry)) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 

@@ -20,6 +20,9 @@ mod copy;
 mod error;
 mod view;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -53,6 +56,8 @@ impl Trust {
         }
         let name = FileName::role(ROOT, root.signed.version.get()).to_string();
         let files = Files::from([(name, Bytes::copy_from_slice(root_text.as_bytes()))]);
+        // In this order: a crash in between leaves no first root, and so the next enrolment begins anew.
+        copy::forget_first_root(dir)?;
         copy::replace(dir, &files, None)?;
         copy::set_first_root(dir, root_text)?;
         Self::open(dir)
@@ -139,8 +144,8 @@ impl Trust {
             return Err(TrustError::OtherImage {
                 channel: channel.clone(),
                 release: pointer.release,
-                pointed: pointer.image,
-                signed: manifest.image,
+                pointed: Box::new(pointer.image),
+                signed: Box::new(manifest.image),
             });
         }
         Ok(Some((pointer, manifest)))
