@@ -24,7 +24,7 @@ impl Node {
     pub fn prepare(programs: &Programs, scratch: &Path, name: &str, channel: &str) -> Result<Self> {
         let node = Self { programs: programs.clone(), name: name.to_owned(), folder: scratch.join(name), daemon: None };
         fs::create_dir_all(&node.folder)?;
-        node.configure(channel, "6 hours")?;
+        node.configure(channel, "6 h")?;
         Ok(node)
     }
 
