@@ -100,9 +100,10 @@ impl Sampler {
         let (until, into) = (stop.clone(), peaks.clone());
         let thread = std::thread::spawn(move || {
             while !until.load(Ordering::Relaxed) {
-                let now = family(pid).into_iter().filter_map(memory).fold((0, 0), |sum, one| {
-                    (sum.0 + one.resident_peak, sum.1 + one.anonymous)
-                });
+                let now = family(pid)
+                    .into_iter()
+                    .filter_map(memory)
+                    .fold((0, 0), |sum, one| (sum.0 + one.resident_peak, sum.1 + one.anonymous));
                 into[0].fetch_max(now.0, Ordering::Relaxed);
                 into[1].fetch_max(now.1, Ordering::Relaxed);
                 std::thread::sleep(SAMPLE);
