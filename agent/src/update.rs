@@ -295,7 +295,7 @@ pub async fn forecast(ctx: &Context, check: &Check) -> Result<Option<Forecast>, 
     Ok(plan.map(|(plan, length)| Forecast {
         path: if base.is_some() { "pack" } else { "cold" },
         received: length + plan.packs.iter().map(|pack| u64::from(pack.wire_len)).sum::<u64>(),
-        fetched: plan::fetched_share(&plan).0,
+        fetched: plan.packs.iter().map(|pack| u64::from(pack.raw_len) / BLOCK).sum(),
     }))
 }
 
@@ -360,11 +360,28 @@ pub async fn install(ctx: &mut Context, release: &ReleaseRef) -> Result<(Check, 
 
 async fn stage_if_needed(ctx: &Context, check: &Check, begun: &Begun) -> Result<Option<Account>, UpdateError> {
     let account = match check.verdict {
-        Verdict::UpToDate | Verdict::Staged | Verdict::Held => None,
-        Verdict::Update => stage(ctx, &check.target, begun).await?,
+        Verdict::UpToDate | Verdict::Held => None,
+        Verdict::Staged if renewed(ctx, check).await? => None,
+        Verdict::Staged | Verdict::Update => stage(ctx, &check.target, begun).await?,
     };
     ctx.tell(Event::Phase(Phase::Idle));
     Ok(account)
+}
+
+/// What is staged counts as staged now: what ran before the active slot's image and is wanted again is proven again, so that
+/// `activate` takes it for what comes next. `false` if it is not what it was.
+async fn renewed(ctx: &Context, check: &Check) -> Result<bool, UpdateError> {
+    let slot = ctx.standby()?;
+    let proven = ctx.proven(slot)?;
+    if proven.is_some_and(|proven| check.running.as_ref().is_none_or(|running| proven.at > running.at)) {
+        return Ok(true);
+    }
+    let good = still_proven(ctx, slot).await?.is_ok();
+    if good {
+        let Manifest { image, release, size, .. } = &check.target;
+        ctx.journal.set_proven(slot, *image, release, *size)?;
+    }
+    Ok(good)
 }
 
 /// Check, download, activate: the whole chain. Does nothing if the channel's release runs already.

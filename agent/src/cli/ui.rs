@@ -135,6 +135,11 @@ fn bar() -> ProgressBar {
     bar
 }
 
+/// Bytes to standard output.
+pub fn print(bytes: &[u8]) {
+    let _ = io::stdout().lock().write_all(bytes);
+}
+
 /// An account as a few lines.
 pub fn account(account: &Account, size: Option<u64>) -> String {
     let share = size.filter(|size| *size > 0).map(|size| {

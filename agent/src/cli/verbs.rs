@@ -62,6 +62,23 @@ struct Swapped {
     image: ImageId,
 }
 
+/// UDP payload bytes of this verb's connection, and what of them its handshake took.
+#[derive(Serialize)]
+struct Bytes {
+    received: u64,
+    sent: u64,
+    handshake_received: u64,
+    handshake_sent: u64,
+}
+
+impl Bytes {
+    fn of(link: &Link) -> Self {
+        let (all, handshake) = (link.wire(), link.handshake());
+        let (handshake_received, handshake_sent) = (handshake.received, handshake.sent);
+        Self { received: all.received, sent: all.sent, handshake_received, handshake_sent }
+    }
+}
+
 #[derive(Serialize)]
 struct Synced {
     #[serde(flatten)]
@@ -69,6 +86,7 @@ struct Synced {
     active: Option<SlotName>,
     release: Option<ReleaseRef>,
     image: Option<ImageId>,
+    wire: Bytes,
 }
 
 impl Work {
@@ -228,11 +246,12 @@ impl Work {
             self.farewell(link).await;
         }
         link.close().await;
+        let wire = Bytes::of(link);
         let active = ctx.activation.active()?;
         let proven = active.map(|slot| ctx.proven(slot)).transpose()?.flatten();
         let size = proven.as_ref().map(|proven| proven.size);
         let (release, image) = (proven.as_ref().map(|p| p.release.clone()), proven.as_ref().map(|p| p.image));
-        let synced = Synced { outcome, active, release, image };
+        let synced = Synced { outcome, active, release, image, wire };
         self.ui.result(&synced, || {
             let name = synced.release.as_ref().map_or_else(|| "the channel's release".to_owned(), ToString::to_string);
             let slot = active.map_or("?", SlotName::as_str);
@@ -284,7 +303,7 @@ fn expected(checked: &Checked, forecast: bool) -> String {
     let say = match (checked.verdict, &checked.running) {
         (Verdict::UpToDate, _) => format!("{release}, the release of {channel}, runs already"),
         (Verdict::Staged, _) => {
-            format!("{channel} is at {release}, which is staged and proven; `goldsync-agent activate` switches to it")
+            format!("{channel} is at {release}, which is staged and proven; `goldsync-agent sync` switches to it")
         }
         (_, Some(running)) => {
             format!("{channel} is at {release}; {running} runs; `goldsync-agent sync` would move by their difference")
@@ -332,7 +351,9 @@ fn read_token() -> Result<String, Failure> {
 
 /// `completions`
 pub fn completions(shell: clap_complete::Shell) {
-    clap_complete::generate(shell, &mut Args::command(), "goldsync-agent", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Args::command(), "goldsync-agent", &mut script);
+    ui::print(&script);
 }
 
 /// `man`
@@ -341,7 +362,10 @@ pub fn man(out: Option<&Path>) -> Result<(), Failure> {
         Some(folder) => {
             std::fs::create_dir_all(folder).and_then(|()| clap_mangen::generate_to(Args::command(), folder))
         }
-        None => clap_mangen::Man::new(Args::command()).render(&mut std::io::stdout()),
+        None => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Args::command()).render(&mut page).inspect(|()| ui::print(&page))
+        }
     };
     made.map_err(|error| Failure::new(1, format!("the man pages cannot be written: {error}")))
 }
