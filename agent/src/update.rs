@@ -37,6 +37,9 @@ use crate::verify;
 /// Rounds of asking for signed metadata: roles, then the pointer, then its manifest; one more for a move in between.
 const TRUST_ROUNDS: usize = 4;
 
+/// How long a forecast waits for a plan that is being made.
+const FORECAST_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How often progress is told.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -267,6 +270,33 @@ pub async fn check(ctx: &mut Context) -> Result<Check, UpdateError> {
     let channel = ctx.config.channel.clone();
     let (_, target) = ctx.trust.desired(&channel).await?.ok_or(UpdateError::NoRelease { channel })?;
     judge(ctx, target).await
+}
+
+/// What an update would cost, by the server's plan for it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Forecast {
+    /// Which way: `pack` or `cold`.
+    pub path: &'static str,
+    /// Bytes of the plan and of all it needs from the server, at most: what turns out to be here is not fetched.
+    pub received: u64,
+    /// Blocks of the image that come from the server.
+    pub fetched: u64,
+}
+
+/// Asks what an update would cost. `None` if there is nothing to do, or if the server cannot tell at once: it is still making
+/// the plan, or does not know what is here.
+pub async fn forecast(ctx: &Context, check: &Check) -> Result<Option<Forecast>, UpdateError> {
+    let base = check.running.as_ref().map(|running| running.image);
+    if check.verdict != Verdict::Update || (base.is_none() && check.active.is_some()) {
+        return Ok(None);
+    }
+    let pair = plan::Pair { base, target: check.target.image, geometry: acceptable(&check.target)? };
+    let plan = plan::fetch_plan(ctx.link()?.as_ref(), &ctx.stop, pair, FORECAST_PATIENCE).await?;
+    Ok(plan.map(|(plan, length)| Forecast {
+        path: if base.is_some() { "pack" } else { "cold" },
+        received: length + plan.packs.iter().map(|pack| u64::from(pack.wire_len)).sum::<u64>(),
+        fetched: plan::fetched_share(&plan).0,
+    }))
 }
 
 async fn judge(ctx: &mut Context, target: Manifest) -> Result<Check, UpdateError> {

@@ -12,6 +12,7 @@ use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::args::Global;
+use crate::status;
 use crate::update::{Event, Events};
 
 /// How to talk.
@@ -85,7 +86,7 @@ impl Ui {
     }
 
     fn phase(&self, phase: Phase) {
-        let Some(words) = words(phase) else { return self.clear() };
+        let Some(words) = status::words(phase) else { return self.clear() };
         match &self.shown {
             Shown::Nothing => {}
             Shown::Lines => self.note(words),
@@ -132,19 +133,6 @@ fn bar() -> ProgressBar {
     // The template is a constant; were it wrong, the plain bar would do.
     bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar
-}
-
-/// A phase in words; `None` when nothing goes on.
-fn words(phase: Phase) -> Option<&'static str> {
-    match phase {
-        Phase::Check => Some("asking for news"),
-        Phase::Plan => Some("looking what is here"),
-        Phase::Fetch => Some("fetching and staging"),
-        Phase::Verify => Some("reading back"),
-        Phase::Swap => Some("switching"),
-        Phase::Repair => Some("looking for drift"),
-        _ => None,
-    }
 }
 
 /// An account as a few lines.

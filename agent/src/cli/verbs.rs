@@ -24,7 +24,7 @@ use crate::link::Link;
 use crate::node::Node;
 use crate::slot::SlotName;
 use crate::status::{self, Status};
-use crate::update::{self, Check, Context, UpdateError, Verdict};
+use crate::update::{self, Check, Context, Forecast, UpdateError, Verdict};
 
 /// How long a server may take to note how a one-shot verb left this node.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -49,6 +49,8 @@ struct Checked {
     active: Option<SlotName>,
     running: Option<ReleaseRef>,
     held: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    forecast: Option<Forecast>,
     #[serde(skip_serializing_if = "Option::is_none")]
     account: Option<Account>,
 }
@@ -88,12 +90,15 @@ impl Work {
     }
 
     /// `check`
-    pub async fn check(&self) -> Result<(), Failure> {
+    pub async fn check(&self, forecast: bool) -> Result<(), Failure> {
         let (mut ctx, link) = self.online().await?;
         let check = update::check(&mut ctx).await?;
+        let mut checked = self.checked(&check, None)?;
+        if forecast {
+            checked.forecast = update::forecast(&ctx, &check).await?;
+        }
         link.close().await;
-        let checked = self.checked(&check, None)?;
-        self.ui.result(&checked, || forecast(&checked));
+        self.ui.result(&checked, || expected(&checked, forecast));
         Ok(())
     }
 
@@ -253,6 +258,7 @@ impl Work {
             active: check.active,
             running: check.running.as_ref().map(|running| running.release.clone()),
             held: self.node.journal.hold()?.is_some_and(|hold| hold.image == target.image),
+            forecast: None,
             account,
         })
     }
@@ -272,29 +278,34 @@ impl Work {
     }
 }
 
-fn forecast(checked: &Checked) -> String {
+fn expected(checked: &Checked, forecast: bool) -> String {
     let Checked { release, channel, .. } = checked;
     let running = checked.running.as_ref().map_or_else(|| "nothing that is known".to_owned(), ToString::to_string);
-    let say = match checked.verdict {
-        Verdict::UpToDate => format!("{release}, the release of {channel}, runs already"),
-        Verdict::Staged => {
+    let say = match (checked.verdict, &checked.running) {
+        (Verdict::UpToDate, _) => format!("{release}, the release of {channel}, runs already"),
+        (Verdict::Staged, _) => {
             format!("{channel} is at {release}, which is staged and proven; `goldsync-agent activate` switches to it")
         }
-        Verdict::Update | Verdict::Held => {
-            let way = if checked.running.is_some() {
-                "by the difference to what runs"
-            } else {
-                "by what is here and a download of the rest"
-            };
-            format!("{channel} is at {release}; {running} runs; `goldsync-agent sync` would update {way}")
+        (_, Some(running)) => {
+            format!("{channel} is at {release}; {running} runs; `goldsync-agent sync` would move by their difference")
         }
+        (_, None) => format!("{channel} is at {release}; {running} runs; `goldsync-agent sync` would install it"),
+    };
+    let cost = match (&checked.forecast, checked.verdict) {
+        (Some(Forecast { path, received, fetched }), _) => {
+            format!("\n  forecast  at most {received} bytes, {fetched} blocks, by {path}")
+        }
+        (None, Verdict::Update) if forecast => {
+            "\n  forecast  not known yet; ask again, or let sync find out".to_owned()
+        }
+        _ => String::new(),
     };
     let held = if checked.held {
         "\n  held      it was rolled back from; the daemon leaves it alone until the channel moves on"
     } else {
         ""
     };
-    format!("{say}\n  image     {}\n  size      {} bytes{held}", checked.image, checked.size)
+    format!("{say}\n  image     {}\n  size      {} bytes{cost}{held}", checked.image, checked.size)
 }
 
 fn downloaded(checked: &Checked) -> String {

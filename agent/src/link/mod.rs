@@ -384,4 +384,6 @@ fn grow_buffer(socket: &std::net::UdpSocket, forced: libc::c_int, plain: libc::c
 }
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
