@@ -417,3 +417,177 @@ impl ServerCertVerifier for PinnedAuthority {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use chrono::TimeDelta;
+    use proptest::prelude::*;
+    use rcgen::{BasicConstraints, CertificateSigningRequestParams, DnType, IsCa, Issuer};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A CA and what it signs, good from 30 days ago for 90 days.
+    struct Fleet {
+        issuer: Issuer<'static, KeyPair>,
+        pem: String,
+    }
+
+    impl Fleet {
+        fn new() -> Self {
+            let key = KeyPair::generate().unwrap();
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let pem = params.self_signed(&key).unwrap().pem();
+            Self { issuer: Issuer::new(params, key), pem }
+        }
+
+        fn sign(&self, request: &str, node: &str) -> String {
+            let request = CertificateSigningRequestParams::from_pem(request).unwrap();
+            let mut params = CertificateParams::default();
+            params.distinguished_name = DistinguishedName::new();
+            params.distinguished_name.push(DnType::CommonName, node);
+            params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+            let start = std::time::SystemTime::now() - std::time::Duration::from_secs(30 * 86400);
+            params.not_before = start.into();
+            params.not_after = (start + std::time::Duration::from_secs(90 * 86400)).into();
+            params.signed_by(&request.public_key, &self.issuer).unwrap().pem()
+        }
+
+        fn enrol(&self, node: &str) -> Identity {
+            let key = NodeKey::create().unwrap();
+            let certificate = self.sign(&key.request().unwrap(), node);
+            Identity::new(key, &certificate, &self.pem).unwrap()
+        }
+    }
+
+    fn token() -> Token {
+        Token { secret: "s3cret-_".into(), authority: Digest::of(b"ca"), root: Digest::of(b"root") }
+    }
+
+    #[test]
+    fn a_token_reads_back_and_hides_its_secret() {
+        assert_eq!(token().to_string().parse(), Ok(token()));
+        assert_eq!(format!("  {}\n", token()).parse(), Ok(token()));
+        assert!(!format!("{:?}", token()).contains("s3cret"));
+    }
+
+    #[test]
+    fn what_is_no_token_is_refused_without_repeating_its_secret() {
+        let (ca, root) = (Digest::of(b"ca"), Digest::of(b"root"));
+        let table = [
+            (String::new(), "1 parts"),
+            (format!("gs1.s3cret.{ca}"), "3 parts"),
+            (format!("gs2.s3cret.{ca}.{root}"), "does not begin with gs1"),
+            (format!("gs1..{ca}.{root}"), "its secret is not"),
+            (format!("gs1.s3 cret.{ca}.{root}"), "its secret is not"),
+            (format!("gs1.{}.{ca}.{root}", "s".repeat(129)), "its secret is not"),
+            (format!("gs1.s3cret.{ca}.zz"), "root hash"),
+            (format!("gs1.s3cret.00.{root}"), "CA hash"),
+        ];
+        for (text, expected) in table {
+            let error = text.parse::<Token>().unwrap_err().to_string();
+            assert!(error.contains(expected) && !error.contains("s3"), "{text}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_ends_in_a_token_or_an_error(text in "(gs1)?(\\.[a-f0-9]{64}|\\.\\PC{0,12}){0,5}") {
+            if let Ok(token) = text.parse::<Token>() {
+                prop_assert_eq!(token.to_string().parse(), Ok(token));
+            }
+        }
+    }
+
+    #[test]
+    fn an_identity_is_stored_for_its_owner_alone_and_reads_back() {
+        let dir = TempDir::new().unwrap();
+        let state = dir.path().join("state");
+        assert!(matches!(Identity::load(&state), Err(IdentityError::NotEnrolled { .. })));
+        let identity = Fleet::new().enrol("web-1");
+        identity.store(&state).unwrap();
+        identity.store(&state).unwrap();
+        let loaded = Identity::load(&state).unwrap();
+        assert_eq!(loaded.node().as_str(), "web-1");
+        assert_eq!(loaded.certificate(), identity.certificate());
+        assert_eq!(loaded.key.serialize_pem(), identity.key.serialize_pem());
+        assert_eq!(loaded.authority.der, identity.authority.der);
+        let mode = std::fs::metadata(state.join(FILE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        loaded.quic_config().unwrap();
+    }
+
+    #[test]
+    fn a_damaged_identity_says_what_is_wrong() {
+        let dir = TempDir::new().unwrap();
+        let identity = Fleet::new().enrol("web-1");
+        identity.store(dir.path()).unwrap();
+        let good = std::fs::read_to_string(dir.path().join(FILE)).unwrap();
+        let begin = "-----BEGIN CERTIFICATE-----";
+        let other = Fleet::new().enrol("web-2").certificate.pem;
+        let table = [
+            (String::new(), "0 certificates"),
+            (good.replacen("MIG", "!!!", 1), "no private key"),
+            (good[..good.rfind(begin).unwrap()].to_owned(), "1 certificates"),
+            (good[..good.len() / 2].to_owned(), "certificate"),
+            (good.replace(&identity.certificate.pem, &other), "another key"),
+        ];
+        for (text, expected) in table {
+            std::fs::write(dir.path().join(FILE), text).unwrap();
+            let error = Identity::load(dir.path()).unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains("enrol again"), "{expected}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_not_for_this_node_is_refused() {
+        let (fleet, other) = (Fleet::new(), Fleet::new());
+        let key = || NodeKey::create().unwrap();
+        let (mine, foreign) = (key(), key());
+        let certificate = fleet.sign(&foreign.request().unwrap(), "web-1");
+        let error = Identity::new(mine, &certificate, &fleet.pem).unwrap_err();
+        assert!(error.to_string().contains("another key"), "{error}");
+        assert!(Identity::new(foreign, &certificate, &other.pem).is_err());
+
+        let mine = key();
+        let unnamed = fleet.sign(&mine.request().unwrap(), "Not a Name");
+        assert!(Identity::new(mine, &unnamed, &fleet.pem).unwrap_err().to_string().contains("Not a Name"));
+
+        let identity = fleet.enrol("web-1");
+        let fresh = key();
+        let certificate = fleet.sign(&fresh.request().unwrap(), "web-2");
+        let error = identity.renewed(fresh, &certificate).unwrap_err();
+        assert!(error.to_string().contains("names web-2, but this node is web-1"), "{error}");
+        let fresh = key();
+        let certificate = fleet.sign(&fresh.request().unwrap(), "web-1");
+        assert_eq!(identity.renewed(fresh, &certificate).unwrap().node().as_str(), "web-1");
+        let fresh = key();
+        let certificate = other.sign(&fresh.request().unwrap(), "web-1");
+        assert!(identity.renewed(fresh, &certificate).is_err());
+    }
+
+    #[test]
+    fn a_certificate_is_due_for_renewal_when_two_thirds_of_its_life_are_over() {
+        let identity = Fleet::new().enrol("web-1");
+        let now = Utc::now();
+        for (days, expected) in [(0, false), (29, false), (31, true), (61, true)] {
+            assert_eq!(identity.renewal_due(now + TimeDelta::days(days)), expected, "in {days} days");
+        }
+    }
+
+    #[test]
+    fn what_the_server_sends_is_held_against_the_token() {
+        let fleet = Fleet::new();
+        let ca = Certificate::from_pem(&fleet.pem).unwrap();
+        let token = Token { authority: Digest::of(&ca.der), root: Digest::of(b"{}"), ..token() };
+        token.check_authority(&fleet.pem).unwrap();
+        token.check_root("{}").unwrap();
+        let error = token.check_authority(&Fleet::new().pem).unwrap_err();
+        assert!(matches!(&error, IdentityError::ForeignAuthority { expected, .. } if *expected == token.authority));
+        assert!(matches!(token.check_root("{ }"), Err(IdentityError::ForeignRoot { .. })));
+        assert!(token.check_authority(&[fleet.pem.clone(), Fleet::new().pem].concat()).is_err());
+    }
+}

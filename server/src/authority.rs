@@ -29,7 +29,7 @@ use rcgen::{
 };
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
@@ -337,8 +337,11 @@ fn params(now: DateTime<Utc>, life: TimeDelta) -> CertificateParams {
 fn alt_names(names: &[String]) -> Result<Vec<rcgen::SanType>, AuthorityError> {
     let mut all = Vec::new();
     for name in names {
-        let one = CertificateParams::new(vec![normal_name(name)]);
-        let one = one.map_err(|error| AuthorityError::Name { name: name.clone(), reason: error.to_string() })?;
+        let bad = |reason: String| AuthorityError::Name { name: name.clone(), reason };
+        let plain = normal_name(name);
+        // A name that no client can ask for would only be noticed when the first one fails.
+        ServerName::try_from(plain.as_str()).map_err(|error| bad(error.to_string()))?;
+        let one = CertificateParams::new(vec![plain]).map_err(|error| bad(error.to_string()))?;
         all.extend(one.subject_alt_names);
     }
     if all.is_empty() {
@@ -379,4 +382,137 @@ fn load_key(path: &Path) -> Result<KeyPair, AuthorityError> {
     let bad = |reason: String| AuthorityError::BadFile { path: path.to_owned(), reason };
     let pem = String::from_utf8(disk::read(path)?).map_err(|error| bad(error.to_string()))?;
     KeyPair::from_pem(&pem).map_err(|error| bad(format!("is not a private key in PEM form: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use rcgen::DnValue;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn now() -> DateTime<Utc> {
+        DateTime::from_timestamp(1_800_000_000, 0).unwrap()
+    }
+
+    fn request(name: &str) -> String {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, DnValue::Utf8String(name.to_owned()));
+        params.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap()
+    }
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_ca_is_made_once_and_its_key_is_its_owners_alone() {
+        let dir = TempDir::new().unwrap();
+        let made = Authority::create(dir.path(), now()).unwrap();
+        assert!(matches!(Authority::create(dir.path(), now()), Err(AuthorityError::Exists { .. })));
+        let loaded = Authority::load(dir.path()).unwrap();
+        assert_eq!((loaded.hash(), loaded.pem()), (made.hash(), made.pem()));
+        let mode = fs::metadata(dir.path().join("ca.key")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_ca_whose_files_do_not_belong_together_is_refused() {
+        let (dir, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+        Authority::create(dir.path(), now()).unwrap();
+        Authority::create(other.path(), now()).unwrap();
+        fs::copy(other.path().join("ca.key"), dir.path().join("ca.key")).unwrap();
+        let error = Authority::load(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("not the certificate of the key"), "{error}");
+        fs::write(dir.path().join("ca.pem"), "nonsense").unwrap();
+        assert!(matches!(Authority::load(dir.path()), Err(AuthorityError::BadFile { .. })));
+        fs::remove_file(dir.path().join("ca.pem")).unwrap();
+        assert!(matches!(Authority::load(dir.path()), Err(AuthorityError::Disk(_))));
+    }
+
+    #[test]
+    fn the_server_names_the_node_whatever_the_request_says() {
+        let dir = TempDir::new().unwrap();
+        let authority = Authority::create(dir.path(), now()).unwrap();
+        let signed = authority.sign_node(&request("root-of-all"), &"web-1".parse().unwrap(), now()).unwrap();
+        let der = CertificateDer::from_pem_slice(signed.pem.as_bytes()).unwrap();
+        assert_eq!(common_name(&der).unwrap().as_str(), "web-1");
+        assert_eq!(signed.fingerprint, fingerprint(&der));
+        assert_eq!(signed.expires, now() + TimeDelta::days(90));
+        let (_, parsed) = X509Certificate::from_der(&der).unwrap();
+        assert_eq!(parsed.validity().not_after.timestamp(), signed.expires.timestamp());
+        let usage = parsed.extended_key_usage().unwrap().unwrap().value;
+        assert!(usage.client_auth && !usage.server_auth && !parsed.is_ca());
+        let again = authority.sign_node(&request("x"), &"web-1".parse().unwrap(), now()).unwrap();
+        assert_ne!(signed.fingerprint, again.fingerprint);
+    }
+
+    #[test]
+    fn a_request_that_cannot_be_honoured_says_why() {
+        let dir = TempDir::new().unwrap();
+        let authority = Authority::create(dir.path(), now()).unwrap();
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+        let p384 = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
+        let good = request("x");
+        // Break the signature: the last bytes of the body.
+        let lines: Vec<&str> = good.lines().collect();
+        let last = lines[lines.len() - 2];
+        let forged = good.replace(last, &format!("{}{}", "AAAA", &last[4..]));
+        for (csr, expected) in [
+            (String::new(), "cannot be honoured"),
+            (authority.pem().to_owned(), "cannot be honoured"),
+            (p384, "neither ECDSA P-256 nor Ed25519"),
+            (forged, "cannot be honoured"),
+        ] {
+            let error = authority.sign_node(&csr, &"web-1".parse().unwrap(), now()).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_servers_certificate_is_kept_until_a_third_is_left_or_its_names_change() {
+        let dir = TempDir::new().unwrap();
+        let authority = Authority::create(dir.path(), now()).unwrap();
+        let first = names(&["Golden.example", "[::1]", "127.0.0.1"]);
+        let der = |names: &[String], days| {
+            authority.server(names, now() + TimeDelta::days(days)).unwrap().der().unwrap().clone()
+        };
+        let made = der(&first, 0);
+        assert_eq!(der(&first, 486), made);
+        assert_eq!(der(&names(&["::1", "golden.example", "127.0.0.1"]), 0), made);
+        let renewed = der(&first, 487);
+        assert_ne!(renewed, made);
+        let other = der(&names(&["golden.example"]), 487);
+        assert_ne!(other, renewed);
+        // A crash after the new key and before its certificate.
+        fs::write(dir.path().join("server.key"), KeyPair::generate().unwrap().serialize_pem()).unwrap();
+        assert_ne!(der(&names(&["golden.example"]), 487), other);
+        for bad in [&[][..], &["two words"], &["ü.example"]] {
+            assert!(matches!(authority.server(&names(bad), now()), Err(AuthorityError::Name { .. })), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn both_listeners_configurations_can_be_made() {
+        let dir = TempDir::new().unwrap();
+        let authority = Authority::create(dir.path(), Utc::now()).unwrap();
+        let server = authority.server(&names(&["localhost"]), Utc::now()).unwrap();
+        server.quic_config().unwrap();
+        assert_eq!(server.https_config().unwrap().alpn_protocols, [b"http/1.1".to_vec()]);
+    }
+
+    #[test]
+    fn a_certificate_that_names_no_node_is_refused() {
+        for name in ["", "Not A Node", "a/b"] {
+            let mut params = CertificateParams::default();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params.distinguished_name.push(DnType::CommonName, name);
+            let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+            assert!(matches!(common_name(certificate.der()), Err(AuthorityError::Certificate(_))), "{name:?}");
+        }
+        assert!(common_name(&CertificateDer::from(vec![0x30, 0x03, 1, 2, 3])).is_err());
+    }
 }

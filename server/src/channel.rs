@@ -10,7 +10,7 @@ use goldsync_proto::release::Word;
 use goldsync_proto::wire::ServerSays;
 
 use crate::api::types::{Channel, Node};
-use crate::catalog::{Catalog, CatalogError, NodeRow};
+use crate::catalog::{Catalog, CatalogError, NodeRow, now};
 use crate::roster::{Live, Roster};
 
 /// Tells every connected node of the channel that it moved. Returns how many.
@@ -70,7 +70,8 @@ fn node(row: NodeRow, live: Option<Live>, golden: &HashMap<Word, ImageId>) -> No
     };
     if let Some(live) = live {
         node.connected = live.connected && !revoked;
-        node.last_seen = Some(live.last_seen);
+        // An open connection is a sign of life every few seconds; the node need not say anything.
+        node.last_seen = Some(if node.connected { now() } else { live.last_seen });
         node.channel = Some(live.said.channel);
         node.labels = live.said.labels;
         node.version = Some(live.said.version);

@@ -65,7 +65,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, DiskError> {
     fs::read(path).map_err(failed("cannot read", path))
 }
 
-/// The names in a folder; none if there is no folder. What begins with a dot is a left-over of [`write`].
+/// The names in a folder; none if there is no folder. What begins with a dot is a left-over of [`write()`].
 pub(crate) fn names(dir: &Path) -> Result<Vec<String>, DiskError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -89,4 +89,10 @@ pub(crate) fn remove_others(dir: &Path, keep: impl Fn(&str) -> bool) {
             tracing::warn!(file = %dir.join(name).display(), %error, "cannot remove a file that nothing names");
         }
     }
+}
+
+/// Removes a file, durably.
+pub(crate) fn remove(path: &Path) -> Result<(), DiskError> {
+    fs::remove_file(path).map_err(failed("cannot remove", path))?;
+    path.parent().map_or(Ok(()), sync_dir)
 }

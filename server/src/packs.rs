@@ -4,7 +4,7 @@
 //! plan(base, target) ──▶ made before? ──yes──▶ Ready: an object's name
 //!                            │ no
 //!                            ▼
-//!                        one job a pair, one at a time ──▶ packs ──▶ plan ──▶ plans/<base>-<target>
+//!                        one job a pair, one at a time ──▶ packs ──▶ plan ──▶ proven ──▶ plans/<base>-<target>
 //!                            │ not done within 2 s
 //!                            ▼
 //!                        Making: ask again, or plan by the signature
@@ -18,27 +18,23 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use goldsync_proto::digest::{Digest, ImageId};
 use goldsync_proto::make::{self, Effort};
 use goldsync_proto::plan::Plan;
 use goldsync_proto::release::Section;
 use goldsync_proto::signature::BlockHashes;
+use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::Instant;
 
 use crate::store::files::{blocking, list, prepare_folder, temporary, write_durable};
 use crate::store::{Store, StoreError, Whole, cold};
 
+mod prove;
+
 const FORMAT: u32 = 1;
-
-/// How long a request waits for a plan in the making before it is told to come again.
-const WAIT: Duration = Duration::from_secs(2);
-
-/// How long a failure is answered from memory.
-const FAILURE_KEPT: Duration = Duration::from_secs(60);
 
 /// A guess of how many bytes of the target are dealt with in a millisecond.
 const BYTES_PER_MS: u64 = 100_000;
@@ -103,11 +99,16 @@ pub struct PacksOptions {
     pub at_once: usize,
     /// How hard to try.
     pub effort: Effort,
+    /// How long a request waits for a plan in the making before it is told to come again.
+    pub wait: Duration,
+    /// How long a failure is answered from memory.
+    pub failure_kept: Duration,
 }
 
 impl Default for PacksOptions {
     fn default() -> Self {
-        Self { at_once: 1, effort: Effort::QUICK }
+        let (wait, failure_kept) = (Duration::from_secs(2), Duration::from_secs(60));
+        Self { at_once: 1, effort: Effort::QUICK, wait, failure_kept }
     }
 }
 
@@ -146,10 +147,10 @@ struct Job {
 
 impl Job {
     /// Whether a new job must take its place: it failed some time ago, or ended without a word.
-    fn is_over(&self) -> bool {
+    fn is_over(&self, failure_kept: Duration) -> bool {
         match &*self.outcome.borrow() {
             Some((Ok(_), _)) => false,
-            Some((Err(_), at)) => at.elapsed() >= FAILURE_KEPT,
+            Some((Err(_), at)) => at.elapsed() >= failure_kept,
             None => self.outcome.has_changed().is_err(),
         }
     }
@@ -183,7 +184,7 @@ impl Packs {
     pub async fn plan(self: &Arc<Self>, base: Option<ImageId>, target: ImageId) -> Result<PlanState, PlanError> {
         let size = self.check(base, target)?;
         let mut outcome = self.job((base, target)).outcome;
-        let waited = tokio::time::timeout(WAIT, outcome.wait_for(Option::is_some)).await;
+        let waited = tokio::time::timeout(self.options.wait, outcome.wait_for(Option::is_some)).await;
         match waited {
             Err(_) => Ok(PlanState::Making { retry_ms: (size / BYTES_PER_MS).clamp(500, 10_000) }),
             Ok(Ok(outcome)) => ready(&outcome),
@@ -216,7 +217,7 @@ impl Packs {
     /// The pair's job, started if there is none.
     fn job(self: &Arc<Self>, pair: Pair) -> Job {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(job) = jobs.get(&pair).filter(|job| !job.is_over()) {
+        if let Some(job) = jobs.get(&pair).filter(|job| !job.is_over(self.options.failure_kept)) {
             return job.clone();
         }
         let (tell, outcome) = watch::channel(None);
@@ -266,7 +267,13 @@ impl Packs {
         let base = self.image(base).await?;
         let target = self.image(target).await?;
         let (draft, effort) = (Draft::new(&self.folder)?, self.options.effort);
-        let (plan, draft) = blocking(move || make_pair(&base, &target, effort, draft)).await?;
+        let images = [base.id, target.id];
+        let made = blocking(move || make_pair(&base, &target, effort, draft)).await;
+        if made.is_err() {
+            // Whatever went wrong, the next attempt begins with files that are proven anew.
+            images.into_iter().try_for_each(|image| self.store.forget_whole(image))?;
+        }
+        let (plan, draft) = made?;
         if let Some(name) = plan.objects.first() {
             let stored = self.store.objects().put_file(&draft.path).await?;
             if stored.name != *name {
@@ -371,7 +378,12 @@ struct Draft {
 impl Draft {
     fn new(folder: &Path) -> Result<Self, StoreError> {
         let path = temporary(&folder.join("packs"));
-        let file = File::create_new(&path).map_err(StoreError::io("create", &path))?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(StoreError::io("create", &path))?;
         Ok(Self { file, path })
     }
 }
@@ -382,7 +394,7 @@ impl Drop for Draft {
     }
 }
 
-fn make_pair(base: &Mapped, target: &Mapped, effort: Effort, draft: Draft) -> Result<(Plan, Draft), StoreError> {
+fn make_pair(base: &Mapped, target: &Mapped, effort: Effort, draft: Draft) -> Result<(Plan, Draft), PlanError> {
     let (base_bytes, target_bytes) = (base.whole.map()?, target.whole.map()?);
     let mut out = std::io::BufWriter::new(&draft.file);
     let (base, target) = (base.with(&base_bytes), target.with(&target_bytes));
@@ -390,5 +402,26 @@ fn make_pair(base: &Mapped, target: &Mapped, effort: Effort, draft: Draft) -> Re
         .and_then(|plan| out.flush().map(|()| plan))
         .map_err(StoreError::io("write", &draft.path))?;
     drop(out);
+    prove(&plan, &base_bytes, &draft)?;
     Ok((plan, draft))
 }
+
+fn prove(plan: &Plan, base: &[u8], draft: &Draft) -> Result<(), PlanError> {
+    let empty = plan.objects.is_empty();
+    // SAFETY: the draft is this job's own file, complete by now, and goes only after the map.
+    let mapped = (!empty).then(|| unsafe { Mmap::map(&draft.file) }).transpose();
+    let packs = mapped.map_err(StoreError::io("map", &draft.path))?;
+    let got = prove::carry_out(plan, base, packs.as_deref().unwrap_or_default())
+        .map_err(|why| PlanError::Failed { reason: format!("carried out, it breaks: {why}") })?;
+    if got == plan.target {
+        return Ok(());
+    }
+    Err(PlanError::Failed {
+        reason: format!(
+            "carried out, it gives image {got}: a file in cache/ was damaged and is made anew, or two blocks share a hash"
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests;

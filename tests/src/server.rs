@@ -106,6 +106,11 @@ impl Server {
         &self.operator
     }
 
+    /// Its process number, while it runs.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.daemon.as_ref().context("the server does not run")?.pid())
+    }
+
     fn log(&self) -> PathBuf {
         self.data.with_extension("log")
     }

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use goldsync_proto::limits::{TRUST_BYTES_MAX, TRUST_FILE_MAX};
 use goldsync_proto::trust::FileName;
@@ -17,6 +18,7 @@ use crate::disk::{self, DiskError, failed};
 pub(super) const CLOCK: &str = "latest_known_time.json";
 const CURRENT: &str = "current";
 const FIRST: &str = "first.root.json";
+const DOUBT: &str = "doubt";
 
 fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, DiskError> {
     match fs::read(path) {
@@ -31,6 +33,26 @@ pub(super) fn first_root(dir: &Path) -> Result<Option<Vec<u8>>, DiskError> {
     read_if_there(&dir.join(FIRST))
 }
 
+/// Whether what is held was found to differ from what the server names; see [`set_doubt`].
+pub(super) fn doubt(dir: &Path) -> bool {
+    dir.join(DOUBT).exists()
+}
+
+/// Notes it, until the next copy: versions alone no longer say what the server should send.
+pub(super) fn set_doubt(dir: &Path) -> Result<(), DiskError> {
+    disk::write_new(&dir.join(DOUBT), b"")
+}
+
+/// Forgets it: what follows is about another fleet.
+pub(super) fn forget_first_root(dir: &Path) -> Result<(), DiskError> {
+    let path = dir.join(FIRST);
+    match fs::remove_file(&path) {
+        Ok(()) => disk::sync_dir(dir),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed("cannot remove", &path)(error)),
+    }
+}
+
 /// Keeps the root that the token named.
 pub(super) fn set_first_root(dir: &Path, text: &str) -> Result<(), DiskError> {
     disk::replace(dir, FIRST, text.as_bytes())
@@ -38,6 +60,17 @@ pub(super) fn set_first_root(dir: &Path, text: &str) -> Result<(), DiskError> {
 
 /// The files of the copy that counts; `None` if there is none.
 pub(super) fn read(dir: &Path) -> Result<Option<Files>, TrustError> {
+    loop {
+        let number = number_of(dir);
+        match read_copy(dir) {
+            // Another process made a new copy current, and removed this one, while it was being read.
+            Err(TrustError::Disk(error)) if error.source.kind() == ErrorKind::NotFound && number_of(dir) != number => {}
+            done => return done,
+        }
+    }
+}
+
+fn read_copy(dir: &Path) -> Result<Option<Files>, TrustError> {
     let current = dir.join(CURRENT);
     let entries = match fs::read_dir(&current) {
         Ok(entries) => entries,
@@ -90,9 +123,25 @@ pub(super) fn replace(dir: &Path, files: &Files, clock: Option<&[u8]>) -> Result
     symlink(&name, &beside).map_err(failed("cannot create", &beside))?;
     fs::rename(&beside, &current).map_err(failed("cannot replace", &current))?;
     disk::sync_dir(dir)?;
-    match old {
-        Some(old) => remove(&dir.join(format!("copy-{old}"))),
-        None => Ok(()),
+    sweep(dir, &name);
+    Ok(())
+}
+
+/// Removes older copies, the doubt about them, and what readers that were killed left behind. What cannot be removed
+/// is in nobody's way.
+fn sweep(dir: &Path, current: &str) {
+    let stale = |entry: &fs::DirEntry| {
+        let age = entry.metadata().and_then(|meta| meta.modified()).ok().and_then(|time| time.elapsed().ok());
+        age.is_some_and(|age| age > Duration::from_secs(3600))
+    };
+    let _ = fs::remove_file(dir.join(DOUBT));
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_str().unwrap_or_default();
+        let old_copy = name.starts_with("copy-") && name != current;
+        if old_copy || (name.starts_with("scratch-") && stale(&entry)) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 

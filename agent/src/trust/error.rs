@@ -131,9 +131,9 @@ pub enum TrustError {
         /// The release that it points at.
         release: ReleaseRef,
         /// As the pointer says.
-        pointed: ImageId,
+        pointed: Box<ImageId>,
         /// As the manifest says.
-        signed: ImageId,
+        signed: Box<ImageId>,
     },
 }
 

@@ -18,7 +18,8 @@ mod orders;
 mod releases;
 mod tokens;
 
-use std::path::Path;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
@@ -41,6 +42,14 @@ pub const FILE: &str = "catalog.sqlite";
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CatalogError {
+    /// The file cannot be made or opened.
+    #[error("catalog: {}: {error}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
     /// The database's fault, or the disk's.
     #[error("catalog: {0}")]
     Sql(#[from] sqlx::Error),
@@ -94,7 +103,11 @@ impl Catalog {
     /// Opens the catalog in `folder`, makes it if it is not there, and brings it to the present form.
     pub async fn open(folder: &Path) -> Result<Self, CatalogError> {
         sqlx::any::install_default_drivers();
-        let url = format!("sqlite://{}?mode=rwc", escape(&folder.join(FILE)));
+        let file = folder.join(FILE);
+        // Made here, because SQLite would make it readable for all; its log files take this one's mode.
+        let made = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&file);
+        made.map_err(|error| CatalogError::File { path: file.clone(), error })?;
+        let url = format!("sqlite://{}?mode=rw", escape(&file));
         let options: AnyConnectOptions = url.parse()?;
         let pool = AnyPoolOptions::new()
             .max_connections(CONNECTIONS)
@@ -175,7 +188,9 @@ pub(crate) mod tests {
         let act = Act::new("alice", "test", "first", "here");
         catalog.record(act).await.unwrap();
         catalog.close().await;
-        assert!(dir.path().join(FILE).is_file());
+        let mode =
+            std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(dir.path().join(FILE)).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600);
         let again = Catalog::open(dir.path()).await.unwrap();
         assert_eq!(again.audit(10).await.unwrap().len(), 1);
     }

@@ -293,13 +293,15 @@ mod tests {
         let (_dir, catalog) = scratch().await;
         token(&catalog, "two", 2, 60).await;
         token(&catalog, "late", 5, -1).await;
-        assert!(catalog.token_is_good("two").await.unwrap());
+        assert_eq!(catalog.token_labels("two").await.unwrap(), Some(labels(&[("site", "north")])));
         assert_eq!(enrol(&catalog, "two", "web").await.as_deref(), Some("web"));
         assert_eq!(enrol(&catalog, "two", "web").await.as_deref(), Some("web-2"));
         assert_eq!(enrol(&catalog, "two", "web").await, None);
         assert_eq!(enrol(&catalog, "late", "web").await, None);
         assert_eq!(enrol(&catalog, "guess", "web").await, None);
-        assert!(!catalog.token_is_good("two").await.unwrap() && !catalog.token_is_good("late").await.unwrap());
+        for over in ["two", "late"] {
+            assert_eq!(catalog.token_labels(over).await.unwrap(), None);
+        }
         let acts: Vec<_> = catalog.audit(10).await.unwrap().into_iter().map(|e| e.what).collect();
         assert_eq!(acts, ["node.enrol", "node.enrol", "token.create", "token.create"]);
     }

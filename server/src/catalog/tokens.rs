@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use sqlx::Row;
+use sqlx::any::AnyRow;
 
 use super::{Act, Catalog, CatalogError, Change, now, to_json, unreadable};
 
@@ -51,14 +52,17 @@ impl Catalog {
         change.commit().await
     }
 
-    /// Whether the token would be taken now. For a cheap refusal before any work is done; [`Catalog::enrol`] decides.
-    pub async fn token_is_good(&self, secret: &str) -> Result<bool, CatalogError> {
-        let row = sqlx::query("select id from tokens where secret_hash = $1 and uses_left > 0 and expires_at > $2")
-            .bind(blake3::hash(secret.as_bytes()).to_hex().to_string())
-            .bind(now())
-            .fetch_optional(&self.pool)
-            .await?;
-        Ok(row.is_some())
+    /// The labels of a token that would be taken now. For a cheap refusal before any work is done; whether the token
+    /// is taken, [`Catalog::enrol`] decides.
+    pub async fn token_labels(&self, secret: &str) -> Result<Option<BTreeMap<String, String>>, CatalogError> {
+        let row =
+            sqlx::query("select id, labels from tokens where secret_hash = $1 and uses_left > 0 and expires_at > $2")
+                .bind(blake3::hash(secret.as_bytes()).to_hex().to_string())
+                .bind(now())
+                .fetch_optional(&self.pool)
+                .await?;
+        let Some(row) = row else { return Ok(None) };
+        read(&row).map(|token| Some(token.labels))
     }
 }
 
@@ -75,8 +79,12 @@ impl Change<'_> {
         .fetch_optional(&mut *self.tx)
         .await?;
         let Some(row) = row else { return Ok(None) };
-        let (id, labels): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-        let labels = serde_json::from_str(&labels).map_err(|e| unreadable("token", &id, e))?;
-        Ok(Some(Redeemed { id, labels }))
+        read(&row).map(Some)
     }
+}
+
+fn read(row: &AnyRow) -> Result<Redeemed, CatalogError> {
+    let (id, labels): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+    let labels = serde_json::from_str(&labels).map_err(|e| unreadable("token", &id, e))?;
+    Ok(Redeemed { id, labels })
 }

@@ -422,4 +422,6 @@ impl Lines {
 }
 
 #[cfg(test)]
+pub mod place;
+#[cfg(test)]
 mod tests;

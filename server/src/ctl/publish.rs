@@ -25,23 +25,36 @@ use crate::cli::{self, label_map};
 
 /// What a publish came to.
 #[derive(Debug, Serialize)]
-struct Published {
-    release: ReleaseRef,
-    image: ImageId,
-    size: u64,
+pub struct Published {
+    /// Which.
+    pub release: ReleaseRef,
+    /// Its image.
+    pub image: ImageId,
+    /// Bytes in it.
+    pub size: u64,
+    /// What it looks like.
     #[serde(skip_serializing_if = "Option::is_none")]
-    file_system: Option<String>,
+    pub file_system: Option<String>,
     /// The same bytes were there under that name; nothing was changed.
-    already_published: bool,
-    blocks_sent: u64,
-    bytes_sent: u64,
+    pub already_published: bool,
+    /// Blocks that the server lacked.
+    pub blocks_sent: u64,
+    /// Bytes that they took on the way.
+    pub bytes_sent: u64,
     /// Bytes by which the server's store grew.
-    stored: u64,
-    elapsed_ms: u64,
+    pub stored: u64,
+    /// How long it took.
+    pub elapsed_ms: u64,
 }
 
 /// `goldsync publish`
 pub async fn run(desk: &Desk, args: &cli::Publish) -> Outcome {
+    let published = publish(desk, args).await?;
+    if args.json.json { screen::print_json(&published) } else { screen::print(&text(&published)) }
+}
+
+/// Publishes, and says what it came to.
+pub async fn publish(desk: &Desk, args: &cli::Publish) -> Outcome<Published> {
     let began = Instant::now();
     let release = ReleaseRef { name: args.name.clone(), version: args.version.clone() };
     let labels = label_map(&args.labels)?;
@@ -55,21 +68,21 @@ pub async fn run(desk: &Desk, args: &cli::Publish) -> Outcome {
 
     let signature = hash(manner, &image).await?;
     let size = image.geometry().size();
-    let mut published = Published {
+    let done = |sent: upload::Sent, stored, already_published| Published {
         release: release.clone(),
         image: signature.image,
         size,
         file_system: file_system.clone(),
-        already_published: true,
-        blocks_sent: 0,
-        bytes_sent: 0,
-        stored: 0,
-        elapsed_ms: 0,
+        already_published,
+        blocks_sent: sent.blocks,
+        bytes_sent: sent.bytes,
+        stored,
+        elapsed_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
     };
     if let Some(known) = known {
         same_bytes(&known, &signature)?;
         say_what_differs(manner, &known, &labels, args.minimum_agent.as_deref());
-        return report(published, began, args);
+        return Ok(done(upload::Sent::default(), 0, true));
     }
 
     let (sent, uploaded) = upload::run(desk, manner, &image, &signature).await?;
@@ -80,21 +93,19 @@ pub async fn run(desk: &Desk, args: &cli::Publish) -> Outcome {
         image: signature.image,
         size,
         sections: signature.sections(),
-        file_system,
+        file_system: file_system.clone(),
         minimum_agent: args.minimum_agent.clone(),
         labels,
         published_at: show::rfc3339(Utc::now()),
     };
     desk.interrupted.leaves("the image is on the server; whether the release is visible, `goldsync release list` says");
     if sign::release(desk, &signer, &manifest).await? {
-        published.already_published = false;
-        (published.blocks_sent, published.bytes_sent, published.stored) = (sent.blocks, sent.bytes, uploaded.added);
-    } else {
-        // Somebody published under this name while we were hashing.
-        let known = desk.client.release(&release).await?.ok_or_else(|| signed_but_hidden(&release))?;
-        same_bytes(&known, &signature)?;
+        return Ok(done(sent, uploaded.added, false));
     }
-    report(published, began, args)
+    // Somebody published under this name while we were hashing.
+    let known = desk.client.release(&release).await?.ok_or_else(|| signed_but_hidden(&release))?;
+    same_bytes(&known, &signature)?;
+    Ok(done(sent, uploaded.added, true))
 }
 
 async fn hash(manner: Manner, image: &Arc<Image>) -> Outcome<Signature> {
@@ -178,11 +189,6 @@ fn introduction(release: &ReleaseRef, image: &Image, file_system: Option<&str>) 
     let geometry = image.geometry();
     let kind = file_system.unwrap_or("unknown content");
     format!("{release}: {} of {kind}, {} blocks", show::bytes(geometry.size()), geometry.blocks())
-}
-
-fn report(mut published: Published, began: Instant, args: &cli::Publish) -> Outcome {
-    published.elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    if args.json.json { screen::print_json(&published) } else { screen::print(&text(&published)) }
 }
 
 fn text(published: &Published) -> String {

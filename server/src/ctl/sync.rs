@@ -44,24 +44,10 @@ struct Synced<'a> {
 /// `goldsync fleet sync`
 pub async fn run(desk: &Desk, args: &FleetSync) -> Outcome {
     let began = Instant::now();
-    let request =
-        SyncRequest { channel: args.channel.clone(), selector: label_map(&args.selector.labels)?, now: args.now };
-    desk.interrupted.leaves("the nodes carry on with what they were told; see `goldsync fleet status`");
-    let mut watch = Watch::new(desk.client.order_sync(&request).await?);
-    let followed = {
-        let mut view = View::new(Manner::fitting(args.quiet), &watch);
-        match args.timeout {
-            None => follow(desk, &mut watch, &mut view).await,
-            Some(timeout) => match tokio::time::timeout(timeout, follow(desk, &mut watch, &mut view)).await {
-                Ok(followed) => followed,
-                // Whoever is unfinished shows in the table and in the exit code.
-                Err(_) => Ok(()),
-            },
-        }
-    };
+    let (watch, followed) = order(desk, args).await?;
     let tally = watch.tally();
-    let good = followed.is_ok() && tally.good(args.allow_absent);
     if args.json.json {
+        let good = followed.is_ok() && tally.good(args.allow_absent);
         let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         screen::print_json(&Synced { channel: &args.channel, watch: &watch, tally, good, elapsed_ms })?;
     } else {
@@ -72,6 +58,22 @@ pub async fn run(desk: &Desk, args: &FleetSync) -> Outcome {
     }
     followed?;
     verdict(args, tally)
+}
+
+/// Gives the order and watches it. What was seen counts even if the watching failed.
+pub async fn order(desk: &Desk, args: &FleetSync) -> Outcome<(Watch, Outcome)> {
+    let selector = label_map(&args.selector.labels)?;
+    let request = SyncRequest { channel: args.channel.clone(), selector, now: args.now };
+    desk.interrupted.leaves("the nodes carry on with what they were told; see `goldsync fleet status`");
+    let mut watch = Watch::new(desk.client.order_sync(&request).await?);
+    let mut view = View::new(Manner::fitting(args.quiet), &watch);
+    let follow = follow(desk, &mut watch, &mut view);
+    let followed = match args.timeout {
+        None => follow.await,
+        // Whoever is unfinished when the time runs out shows in the table and in the exit code.
+        Some(timeout) => tokio::time::timeout(timeout, follow).await.unwrap_or(Ok(())),
+    };
+    Ok((watch, followed))
 }
 
 /// Reads events until every node is done.
@@ -120,7 +122,8 @@ fn forgotten(order: u64) -> Failure {
         .remedy("the nodes carry on with what they were told; give the order again, or see `goldsync fleet status`")
 }
 
-fn verdict(args: &FleetSync, tally: Tally) -> Outcome {
+/// Whether the fleet is as asked, and if not, why.
+pub fn verdict(args: &FleetSync, tally: Tally) -> Outcome {
     if tally.good(args.allow_absent) {
         return Ok(());
     }

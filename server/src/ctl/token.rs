@@ -14,20 +14,29 @@ use crate::trust::Operator as Signer;
 
 /// What was made.
 #[derive(Debug, Serialize)]
-struct Created {
+pub struct Created {
     /// For the audit log; no secret.
-    id: String,
-    token: String,
-    expires_at: String,
-    uses: u32,
+    pub id: String,
+    /// What was asked for; a secret.
+    pub token: String,
+    /// When it ends.
+    pub expires_at: String,
+    /// For how many nodes it is good.
+    pub uses: u32,
     /// What the node dials.
-    server: String,
+    pub server: String,
     /// To be run on the new node.
-    command: String,
+    pub command: String,
 }
 
 /// `goldsync token create`
 pub async fn create(desk: &Desk, args: &TokenCreate) -> Outcome {
+    let created = make(desk, args).await?;
+    if args.json.json { screen::print_json(&created) } else { screen::print(&text(&created)) }
+}
+
+/// Makes a token, and the command that uses it.
+pub async fn make(desk: &Desk, args: &TokenCreate) -> Outcome<Created> {
     let (authority, root) = (desk.operator.authority()?, Signer::open(&desk.operator.folder)?.root()?);
     let server = match &args.server {
         Some(server) => server.clone(),
@@ -42,9 +51,7 @@ pub async fn create(desk: &Desk, args: &TokenCreate) -> Outcome {
     let made = desk.client.create_token(&request).await?;
     let token = join_token(&made.secret, &authority, root.as_bytes());
     let command = format!("goldsync-agent enroll --server {server} --token {token}");
-    let created =
-        Created { id: made.id, token, expires_at: made.expires_at, uses: args.uses.unwrap_or(1), server, command };
-    if args.json.json { screen::print_json(&created) } else { screen::print(&text(&created)) }
+    Ok(Created { id: made.id, token, expires_at: made.expires_at, uses: args.uses.unwrap_or(1), server, command })
 }
 
 fn text(created: &Created) -> String {

@@ -17,6 +17,10 @@ mod known;
 mod parts;
 mod segments;
 mod sign;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod uploads;
 
 pub use uploads::{UploadError, Uploads};

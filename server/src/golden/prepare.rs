@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn an_image_is_signed_and_its_runs_are_framed_in_order() {
-        let bytes: Vec<u8> = (0..700 * 4096_u64).map(|i| (i * i >> 11) as u8).collect();
+        let bytes: Vec<u8> = (0..700 * 4096_u64).map(|i| ((i * i) >> 11) as u8).collect();
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&bytes).unwrap();
         let image = Prepared::open(file.path()).unwrap();

@@ -21,13 +21,13 @@ impl Session {
         labels: &BTreeMap<String, String>,
     ) -> Result<Reply, Refusal> {
         let hub = &self.hub;
-        check_labels(labels).map_err(|error| Refusal::new(Reason::BadRequest, error.to_string()))?;
         let failed = |error| internal("enrolling", error);
         let from = self.from();
         // Cheap, and before anything is signed: a guess costs the server one look-up.
-        if !hub.catalog.token_is_good(token).await.map_err(failed)? {
-            return Err(self.bad_token(&from));
-        }
+        let given = hub.catalog.token_labels(token).await.map_err(failed)?.ok_or_else(|| self.bad_token(&from))?;
+        let mut all = labels.clone();
+        all.extend(given);
+        check_labels(&all).map_err(|error| Refusal::new(Reason::BadRequest, error.to_string()))?;
         let sign = |node: &Word| {
             let signed = hub.authority.sign_node(csr, node, Utc::now())?;
             Ok::<_, AuthorityError>((blake3::Hash::from_bytes(signed.fingerprint.0), signed))

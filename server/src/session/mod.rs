@@ -61,7 +61,7 @@ const SEND_WINDOW: u64 = 8 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// The address is taken, not ours, or not allowed.
-    #[error("cannot listen on {address} (UDP): {error}")]
+    #[error("cannot listen on {address} (UDP): {error}; change `listen`, or stop what listens there")]
     Bind {
         /// As configured.
         address: std::net::SocketAddr,
@@ -308,6 +308,8 @@ impl Session {
         match self.try_reply(send, reply).await {
             Ok(()) => {
                 let _ = send.finish();
+                // Not over before the peer has all of it: a connection that is closed takes with it what is on its way.
+                let _ = timeout(self.patience(), send.stopped()).await;
             }
             Err(error) => {
                 tracing::debug!(from = self.from(), %error, "answer broken off");

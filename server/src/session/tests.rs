@@ -414,3 +414,77 @@ async fn what_a_node_said_outlives_the_server() {
     assert!(!node.connected);
     assert_eq!((node.report, node.current), (Some(report), Some(true)));
 }
+
+#[tokio::test]
+async fn noise_never_ends_the_server() {
+    let fleet = Fleet::start_with(|config| {
+        config.nodes.request_timeout = crate::config::units::Span::seconds(1);
+    })
+    .await;
+    let web = fleet.enrol("web").await;
+    let connection = fleet.connect(&web).await;
+    for seed in 0..200_u64 {
+        let noise = image(seed, 1);
+        let len = noise[0] as usize + 5;
+        // Half of it with a true length in front, so that it gets past the frame's head.
+        let bytes = match seed % 2 {
+            0 => noise[..len].to_vec(),
+            _ => [&(len as u32).to_le_bytes()[..], &noise[..len]].concat(),
+        };
+        assert_eq!(reason(&ask_raw(&connection, &bytes).await.0), Reason::BadRequest, "seed {seed}");
+    }
+    for alpn in [ALPN, ALPN_ENROL] {
+        let stranger = fleet.dial(alpn, None).await;
+        let (mut send, _recv) = stranger.open_bi().await.unwrap();
+        let _ = send.write_all(&image(7, 4)).await;
+        stranger.closed().await;
+    }
+    let (answer, _) = ask(&connection, &Request::Trust { have: BTreeMap::new(), want: vec![] }).await;
+    assert!(matches!(answer, Answer::Trust { .. }), "{answer:?}");
+}
+
+#[tokio::test]
+async fn one_node_gets_a_few_connections_and_a_fleet_a_few_more() {
+    let fleet = Fleet::start_with(|config| config.nodes.connections_per_node = 2).await;
+    let (web, db) = (fleet.enrol("web").await, fleet.enrol("db").await);
+    let trust = Request::Trust { have: BTreeMap::new(), want: vec![] };
+    let (one, two) = (fleet.connect(&web).await, fleet.connect(&web).await);
+    for connection in [&one, &two] {
+        assert!(matches!(ask(connection, &trust).await.0, Answer::Trust { .. }));
+    }
+    assert_eq!(reason(&ask(&fleet.connect(&web).await, &trust).await.0), Reason::Busy);
+    assert!(matches!(ask(&fleet.connect(&db).await, &trust).await.0, Answer::Trust { .. }), "others are not hurt");
+}
+
+#[tokio::test]
+async fn too_many_labels_are_refused_before_the_token_is_used() {
+    let fleet = Fleet::start().await;
+    let labels = |prefix: &str, n: usize| (0..n).map(|i| (format!("{prefix}{i}"), "v".to_owned())).collect();
+    let good = fleet.token(TokenRequest { valid_s: None, uses: Some(1), labels: labels("t", 64) }).await;
+    // The token's 64 labels and the machine's own one are too many together.
+    assert_eq!(fleet.try_enrol(&good.secret, "web").await.err().unwrap().reason, Reason::BadRequest);
+    let connection = fleet.dial(ALPN_ENROL, None).await;
+    let key = KeyPair::generate().unwrap();
+    let csr = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
+    let request = Request::Enrol { token: good.secret, csr, name: word("web"), labels: BTreeMap::new() };
+    assert!(matches!(ask(&connection, &request).await.0, Answer::Enrolled { .. }));
+}
+
+#[tokio::test]
+async fn an_answer_under_way_is_finished_before_the_server_stops() {
+    let mut fleet = Fleet::start().await;
+    let one = image(1, 4096);
+    fleet.publish("web:1", &one).await;
+    let web = fleet.enrol("web").await;
+    let connection = fleet.connect(&web).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    let request = Request::Blocks { image: ImageId::of(&one), runs: vec![(0, 2048)] };
+    send.write_all(&frame(&request).unwrap()).await.unwrap();
+    send.finish().unwrap();
+    let answer = crate::testing::read::<Answer>(&mut recv).await.unwrap();
+    assert_eq!(answer, Answer::Blocks { blocks: 2048 });
+    let server = fleet.server.take().unwrap();
+    let (body, ()) = tokio::join!(recv.read_to_end(64 << 20), server.shutdown());
+    assert_eq!(unpack(&body.unwrap()), one[..2048 * 4096]);
+    assert_eq!(closed_with(&connection).await, u64::from(close::SHUTDOWN));
+}

@@ -44,7 +44,7 @@ use files::blocking;
 use frames::Frames;
 use images::Images;
 use layout::Layout;
-use lru::Lru;
+pub(crate) use lru::Lru;
 use whole::Wholes;
 
 /// Decoded layouts kept in memory.

@@ -32,6 +32,8 @@ pub struct Objects {
     folder: PathBuf,
     backend: Arc<dyn ObjectStore>,
     stored: AtomicU64,
+    #[cfg(test)]
+    breaks_in: AtomicU64,
 }
 
 impl Objects {
@@ -47,7 +49,27 @@ impl Objects {
             }
         }
         let backend = Arc::new(LocalFileSystem::new_with_prefix(&folder)?.with_fsync(true));
-        Ok(Self { folder, backend, stored: AtomicU64::new(stored) })
+        Ok(Self {
+            folder,
+            backend,
+            stored: AtomicU64::new(stored),
+            #[cfg(test)]
+            breaks_in: AtomicU64::new(u64::MAX),
+        })
+    }
+
+    /// From now on `puts` objects are stored, and no more.
+    #[cfg(test)]
+    pub(crate) fn break_in(&self, puts: u64) {
+        self.breaks_in.store(puts, Ordering::Relaxed);
+    }
+
+    #[cfg(test)]
+    fn broken(&self) -> Result<(), StoreError> {
+        let left = self.breaks_in.load(Ordering::Relaxed);
+        self.breaks_in.store(left.saturating_sub(1), Ordering::Relaxed);
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        if left == 0 { Err(StoreError::io("write", &self.folder)(full)) } else { Ok(()) }
     }
 
     /// Bytes in all objects.
@@ -62,6 +84,8 @@ impl Objects {
 
     /// Stores the bytes of `parts`, one after the other, as one object.
     pub async fn put_parts(&self, parts: Vec<Bytes>) -> Result<Section, StoreError> {
+        #[cfg(test)]
+        self.broken()?;
         let (section, parts) = blocking(move || Ok::<_, StoreError>((section_of(&parts), parts))).await?;
         let before = self.length_if_any(section.name).await?;
         self.backend.put(&place(section.name), PutPayload::from_iter(parts)).await?;

@@ -193,6 +193,16 @@ fn image_of(path: &Path) -> Option<ImageId> {
 }
 
 impl Store {
+    /// Removes the image's file; who holds it keeps its bytes.
+    pub(crate) fn forget_whole(&self, image: ImageId) -> Result<(), StoreError> {
+        self.wholes.proven.lock().unwrap_or_else(PoisonError::into_inner).images.remove(&image);
+        let path = self.wholes.place(image);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::io("remove", &path)(error)),
+            _ => Ok(()),
+        }
+    }
+
     /// The whole image as a file, made if need be. Proven against its id, once since the start.
     pub async fn materialise(self: &Arc<Self>, image: ImageId) -> Result<Arc<Whole>, StoreError> {
         if let Some(whole) = self.wholes.proven(image) {

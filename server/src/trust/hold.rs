@@ -182,61 +182,87 @@ impl Trust {
         let mut change = Change::default();
         for (name, entry) in check::news(&present.signed, &new.signed) {
             let name = name.raw();
-            let missing = || TrustError::Target {
-                target: name.to_owned(),
-                reason: "was signed, but its text was not sent".to_owned(),
-            };
-            let (_, text) = target.filter(|(sent, _)| *sent == name).ok_or_else(missing)?;
+            let (_, text) = target.filter(|(sent, _)| *sent == name).ok_or_else(|| unsent(name))?;
             check_target(name, entry, text)?;
             change.targets.insert(name.to_owned(), bytes_of(text));
         }
-        if let Some((name, _)) = target.filter(|(name, _)| !change.targets.contains_key(*name)) {
-            let reason = format!("was sent, but the new version of role {role_name} neither adds nor changes it");
-            return Err(TrustError::Target { target: name.to_owned(), reason });
+        // The same target once more is harmless: a promotion to where the channel points already.
+        if let Some((name, text)) = target.filter(|(name, _)| !change.targets.contains_key(*name)) {
+            let reason = format!("was sent, but the new version of role {role_name} does not list it");
+            let unlisted = TrustError::Target { target: name.to_owned(), reason };
+            let listed = new.signed.targets.get(&role::target_name(name)?).ok_or(unlisted)?;
+            check_target(name, listed, text)?;
         }
         let file = FileName::role(role_name, new.signed.version.get());
         change.metadata.insert(file.to_string(), bytes_of(role_text));
         self.commit(&held, &online, change, true, now).await
     }
 
-    /// Takes the next root, signed by the old root's keys and by its own; and the next version of `targets` if the
-    /// key of that changed too. If it names new online keys, they must be in the folder already.
-    pub async fn submit_root(&self, root_text: &str, targets_text: Option<&str>) -> Result<(), TrustError> {
-        self.submit_root_at(root_text, targets_text, Utc::now()).await
+    /// Takes the next versions of several roles at once, root included, none of which adds a target file: new keys,
+    /// new channels, the same for longer. See [`super::Operator::next_root`] and [`super::Operator::delegate`].
+    /// If a root names new online keys, they must be in the folder already.
+    pub async fn submit_roles(&self, roles: &BTreeMap<String, String>) -> Result<(), TrustError> {
+        self.submit_roles_at(roles, Utc::now()).await
     }
 
-    /// [`Trust::submit_root`] at another time.
-    pub async fn submit_root_at(
+    /// [`Trust::submit_roles`] at another time.
+    pub async fn submit_roles_at(
         &self,
-        root_text: &str,
-        targets_text: Option<&str>,
+        roles: &BTreeMap<String, String>,
         now: DateTime<Utc>,
     ) -> Result<(), TrustError> {
         let mut online = self.online.lock().await;
         let held = self.held();
-        if held.text(ROOT).is_some_and(|text| text == root_text) {
+        let mut fresh = roles.clone();
+        fresh.retain(|role, text| held.text(role).is_none_or(|present| present != text));
+        if fresh.is_empty() {
             return Ok(());
         }
-        let new: Signed<Root> = role::read(ROOT, root_text.as_bytes())?;
+        let mut change = Change::default();
+        let mut put = |role: &str, version: NonZeroU64, text: &str| {
+            change.metadata.insert(FileName::role(role, version.get()).to_string(), bytes_of(text));
+        };
+        let (mut root, mut keys) = (held.view.root.signed.clone(), None);
+        if let Some(text) = fresh.remove(ROOT) {
+            let new = self.check_root(&held, &text, now)?;
+            keys = Some(Online::load(&self.dir)?);
+            check_online(&self.dir, &new, keys.as_ref().unwrap_or(&online))?;
+            put(ROOT, new.version, &text);
+            root = new;
+        }
+        let mut delegations = held.view.targets.signed.delegations.clone().unwrap_or_default();
+        if let Some(text) = fresh.remove(TARGETS) {
+            let new: Signed<Targets> = role::read(TARGETS, text.as_bytes())?;
+            check_targets(&root, &new, held.version(TARGETS), now)?;
+            put(TARGETS, new.signed.version, &text);
+            delegations = new.signed.delegations.unwrap_or_default();
+        }
+        for (name, text) in &fresh {
+            let new: Signed<Targets> = role::read(name, text.as_bytes())?;
+            check::delegated_role(&delegations, name, held.version(name), &new, now)?;
+            let none = role::empty_targets(now)?;
+            let present = held.list(name).map_or(&none, |role| &role.signed);
+            check::nothing_lost(name, present, &new.signed)?;
+            if let Some((target, _)) = check::news(present, &new.signed).next() {
+                return Err(unsent(target.raw()));
+            }
+            put(name, new.signed.version, text);
+        }
+        self.commit(&held, keys.as_ref().unwrap_or(&online), change, true, now).await?;
+        if let Some(keys) = keys {
+            *online = keys;
+        }
+        Ok(())
+    }
+
+    fn check_root(&self, held: &Held, text: &str, now: DateTime<Utc>) -> Result<Root, TrustError> {
+        let new: Signed<Root> = role::read(ROOT, text.as_bytes())?;
         for judge in [&held.view.root.signed, &new.signed] {
             judge.verify_role(&new).map_err(|error| unsigned(ROOT, error))?;
         }
         check::next_version(ROOT, held.version(ROOT), new.signed.version.get())?;
         role::check_fresh(ROOT, &new.signed, now)?;
-        let keys = Online::load(&self.dir)?;
-        check_online(&self.dir, &new.signed, &keys)?;
-        let mut change = Change::default();
-        if let Some(text) = targets_text {
-            let targets: Signed<Targets> = role::read(TARGETS, text.as_bytes())?;
-            check_targets(&new.signed, &targets, held.version(TARGETS), now)?;
-            let file = FileName::role(TARGETS, targets.signed.version.get());
-            change.metadata.insert(file.to_string(), bytes_of(text));
-        }
-        let file = FileName::role(ROOT, new.signed.version.get());
-        change.metadata.insert(file.to_string(), bytes_of(root_text));
-        self.commit(&held, &keys, change, true, now).await?;
-        *online = keys;
-        Ok(())
+        Ok(new.signed)
     }
 
     /// Re-signs the timestamp, and the snapshot, when half of their life is over. Call it at start and every hour.
@@ -276,6 +302,10 @@ impl Trust {
 
 fn bytes_of(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
+}
+
+fn unsent(target: &str) -> TrustError {
+    TrustError::Target { target: target.to_owned(), reason: "was signed, but its text was not sent".to_owned() }
 }
 
 fn unsigned(role: &str, error: impl ToString) -> TrustError {

@@ -76,6 +76,10 @@ fn file_of(role: &str) -> String {
     format!("{role}.pem")
 }
 
+fn successor_of(role: &str) -> String {
+    format!("{role}.next")
+}
+
 fn store(dir: &Path, role: &str, key: &Key) -> Result<(), TrustError> {
     disk::make_dir(dir)?;
     let name = file_of(role);
@@ -120,9 +124,37 @@ impl Keys {
         Ok(Self { dir: dir.to_owned(), keys })
     }
 
+    /// The key that shall follow a role's present one, or be its first: made and stored at once, so that it cannot
+    /// be lost between its naming by the metadata and [`Keys::install`]. Asked again, the same key.
+    pub fn successor(&mut self, role: &str) -> Result<&Key, TrustError> {
+        let name = successor_of(role);
+        if !self.keys.contains_key(&name) {
+            let key = Key::create()?;
+            store(&self.dir, &name, &key)?;
+            self.keys.insert(name.clone(), key);
+        }
+        self.get(&name)
+    }
+
+    /// Makes the successor the role's key. The old one is kept as `ROLE.old.pem`, until the next change.
+    pub fn install(&mut self, role: &str) -> Result<(), TrustError> {
+        let key = self.keys.remove(&successor_of(role));
+        let key = key.ok_or_else(|| TrustError::NoKey {
+            role: role.to_owned(),
+            path: self.dir.join(file_of(&successor_of(role))),
+        })?;
+        if let Some(old) = self.keys.get(role) {
+            disk::write(&self.dir, &file_of(&format!("{role}.old")), old.pem.as_bytes(), disk::SECRET)?;
+        }
+        disk::write(&self.dir, &file_of(role), key.pem.as_bytes(), disk::SECRET)?;
+        disk::remove(&self.dir.join(file_of(&successor_of(role))))?;
+        self.keys.insert(role.to_owned(), key);
+        Ok(())
+    }
+
     /// The roles that can be signed with these keys.
     pub fn roles(&self) -> impl Iterator<Item = &str> {
-        self.keys.keys().map(String::as_str)
+        self.keys.keys().map(String::as_str).filter(|role| !role.ends_with(".next") && !role.ends_with(".old"))
     }
 
     /// The key of a role.

@@ -34,7 +34,7 @@ use chrono::TimeDelta;
 pub use error::{Fault, TrustError};
 pub use hold::Trust;
 pub use key::{Key, Keys, Online, OnlinePublic};
-pub use operator::{NewRoot, Operator};
+pub use operator::{Delegate, NewRoot, Operator};
 
 /// How long signed metadata is good for, from its signing on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,9 +13,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use goldsync_proto::digest::Digest;
-use goldsync_proto::release::{Manifest, Pointer, RELEASES_ROLE, Word, channel_role};
+use goldsync_proto::release::{Manifest, Pointer, RELEASES_PATHS, RELEASES_ROLE, Word, channel_role, channel_target};
 use goldsync_proto::trust::{FileName, ROOT, TARGETS, Target};
 use tough::schema::{Delegations, RoleType, Root, Signed, Targets};
 
@@ -44,6 +44,33 @@ pub struct NewRoot<'a> {
     pub online: Option<&'a OnlinePublic>,
 }
 
+/// A role that `targets` delegates to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delegate {
+    /// `releases`
+    Releases,
+    /// `channel-NAME`
+    Channel(Word),
+}
+
+impl Delegate {
+    /// The role's name.
+    pub fn role(&self) -> String {
+        match self {
+            Self::Releases => RELEASES_ROLE.to_owned(),
+            Self::Channel(channel) => channel_role(channel),
+        }
+    }
+
+    /// The targets that it may sign.
+    pub(super) fn pattern(&self) -> String {
+        match self {
+            Self::Releases => RELEASES_PATHS.to_owned(),
+            Self::Channel(channel) => channel_target(channel),
+        }
+    }
+}
+
 impl Operator {
     /// Makes the keys of every offline role in `dir/keys`. Refuses to touch any that exist.
     pub fn create(dir: &Path, channels: &[Word]) -> Result<Self, TrustError> {
@@ -67,6 +94,11 @@ impl Operator {
     /// The keys at hand.
     pub fn keys(&self) -> &Keys {
         &self.keys
+    }
+
+    /// The keys at hand, to add to them.
+    pub fn keys_mut(&mut self) -> &mut Keys {
+        &mut self.keys
     }
 
     fn trust_dir(&self) -> PathBuf {
@@ -95,12 +127,14 @@ impl Operator {
         let root_text = role::sign(role::root(&named, now + self.lifetimes.root)?, &[root])?;
         let mut files = BTreeMap::from([(FileName::role(ROOT, 1).to_string(), root_text.clone())]);
 
-        let mut channel_keys = Vec::new();
+        let mut all = Delegations::new();
+        role::delegate(&mut all, &Delegate::Releases, &releases.public())?;
         for channel in channels {
-            channel_keys.push((channel.clone(), self.keys.get(&channel_role(channel))?.public()));
+            let key = self.keys.get(&channel_role(channel))?.public();
+            role::delegate(&mut all, &Delegate::Channel(channel.clone()), &key)?;
         }
         let mut list = role::empty_targets(now + self.lifetimes.targets)?;
-        list.delegations = Some(role::delegations(&releases.public(), &channel_keys)?);
+        list.delegations = Some(all);
         files.insert(FileName::role(TARGETS, 1).to_string(), role::sign(list, &[targets])?);
 
         let empty = role::empty_targets(now + self.lifetimes.releases)?;
@@ -244,9 +278,8 @@ impl Operator {
         if !named.is_some_and(|all| names_key(all, role_name, key)) {
             return Err(TrustError::ForeignKey { role: role_name.to_owned(), by: TARGETS });
         }
-        let lifetime = if role_name == RELEASES_ROLE { self.lifetimes.releases } else { self.lifetimes.channels };
         list.version = role::next(list.version);
-        list.expires = role::moment(now + lifetime)?;
+        list.expires = role::moment(now + self.lifetime(role_name))?;
         let text = role::sign(list, &[key])?;
         role::check_size(role_name, text.len())?;
         Ok(text)
@@ -265,13 +298,13 @@ impl Operator {
     }
 
     /// The next root, signed by the old root key and, if it changes, by the new one. If the targets key changes, the
-    /// next version of `targets` comes along; hand both to [`super::Trust::submit_root`].
+    /// next version of `targets` comes along. Hand all of it to [`super::Trust::submit_roles`] at once.
     pub async fn next_root(
         &self,
         files: &BTreeMap<String, String>,
         new: &NewRoot<'_>,
         now: DateTime<Utc>,
-    ) -> Result<(String, Option<String>), TrustError> {
+    ) -> Result<BTreeMap<String, String>, TrustError> {
         let view = self.look(files).await?;
         let (old_root, held) = (self.keys.get(ROOT)?, &view.root.signed);
         if !held.keys.contains_key(old_root.key_id()) {
@@ -289,11 +322,44 @@ impl Operator {
             role::set_key(&mut next, RoleType::Timestamp, &online.timestamp)?;
         }
         let signers: Vec<&Key> = [Some(old_root), new.root].into_iter().flatten().collect();
-        let targets = match new.targets {
-            Some(key) => Some(self.sign_targets(&view, view.targets.signed.clone(), key, now)?),
-            None => None,
+        let mut roles = BTreeMap::from([(ROOT.to_owned(), role::sign(next, &signers)?)]);
+        if let Some(key) = new.targets {
+            let list = self.sign_targets(&view, view.targets.signed.clone(), key, now)?;
+            roles.insert(TARGETS.to_owned(), list);
+        }
+        Ok(roles)
+    }
+
+    /// Gives role `releases` or a channel's role another key, or makes a new channel: the next `targets`, which names
+    /// the key, and the role's next version, signed with it. Hand both to [`super::Trust::submit_roles`] at once.
+    pub async fn delegate(
+        &self,
+        files: &BTreeMap<String, String>,
+        delegate: &Delegate,
+        key: &Key,
+        now: DateTime<Utc>,
+    ) -> Result<BTreeMap<String, String>, TrustError> {
+        let view = self.look(files).await?;
+        let name = delegate.role();
+        let mut list = view.targets.signed.clone();
+        let mut all = list.delegations.take().unwrap_or_default();
+        role::delegate(&mut all, delegate, &key.public())?;
+        list.delegations = Some(all);
+        let present = view.delegated(&name).ok().map(|role| role.signed.clone());
+        let mut role = match present {
+            Some(mut role) => {
+                role.version = role::next(role.version);
+                role
+            }
+            None => role::empty_targets(now)?,
         };
-        Ok((role::sign(next, &signers)?, targets))
+        role.expires = role::moment(now + self.lifetime(&name))?;
+        let targets = self.sign_targets(&view, list, self.keys.get(TARGETS)?, now)?;
+        Ok(BTreeMap::from([(TARGETS.to_owned(), targets), (name, role::sign(role, &[key])?)]))
+    }
+
+    fn lifetime(&self, role_name: &str) -> TimeDelta {
+        if role_name == RELEASES_ROLE { self.lifetimes.releases } else { self.lifetimes.channels }
     }
 }
 

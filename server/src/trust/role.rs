@@ -6,7 +6,6 @@ use std::num::NonZeroU64;
 use aws_lc_rs::digest::{SHA256, digest};
 use chrono::{DateTime, SecondsFormat, Utc};
 use goldsync_proto::limits::TRUST_FILE_MAX;
-use goldsync_proto::release::{RELEASES_PATHS, RELEASES_ROLE, Word, channel_role, channel_target};
 use serde::de::DeserializeOwned;
 use tough::TargetName;
 use tough::schema::key::Key as PublicKey;
@@ -17,6 +16,7 @@ use tough::schema::{
 
 use super::TrustError;
 use super::key::Key;
+use super::operator::Delegate;
 
 /// The version of the TUF specification that this metadata follows.
 const SPEC: &str = "1.0.0";
@@ -124,25 +124,23 @@ pub(super) fn empty_targets(expires: DateTime<Utc>) -> Result<Targets, TrustErro
     Ok(targets)
 }
 
-fn delegated(name: String, pattern: &str, key: &PublicKey) -> Result<DelegatedRole, TrustError> {
+/// Makes `key` the one key of a delegated role, which is added if it is not there.
+pub(super) fn delegate(all: &mut Delegations, to: &Delegate, key: &PublicKey) -> Result<(), TrustError> {
+    let name = to.role();
     let unreadable = |error: tough::schema::Error| TrustError::unreadable(&name, error);
-    let paths = PathSet::Paths(vec![PathPattern::new(pattern).map_err(unreadable)?]);
-    let keyids = vec![key.key_id().map_err(unreadable)?];
+    let id = key.key_id().map_err(unreadable)?;
+    let paths = PathSet::Paths(vec![PathPattern::new(to.pattern()).map_err(unreadable)?]);
+    let (keyids, threshold) = (vec![id.clone()], NonZeroU64::MIN);
     // Terminating: what matches this role's paths is looked for nowhere else.
-    Ok(DelegatedRole { name, keyids, threshold: NonZeroU64::MIN, paths, terminating: true, targets: None })
-}
-
-/// The delegations: releases to one role, each channel to its own.
-pub(super) fn delegations(releases: &PublicKey, channels: &[(Word, PublicKey)]) -> Result<Delegations, TrustError> {
-    let mut all = Delegations::new();
-    all.roles.push(delegated(RELEASES_ROLE.to_owned(), RELEASES_PATHS, releases)?);
-    for (channel, key) in channels {
-        all.roles.push(delegated(channel_role(channel), &channel_target(channel), key)?);
+    let role = DelegatedRole { name: name.clone(), keyids, threshold, paths, terminating: true, targets: None };
+    match all.roles.iter_mut().find(|held| held.name == name) {
+        Some(held) => *held = role,
+        None => all.roles.push(role),
     }
-    for key in channels.iter().map(|(_, key)| key).chain([releases]) {
-        all.keys.insert(key.key_id().map_err(|error| TrustError::unreadable("targets", error))?, key.clone());
-    }
-    Ok(all)
+    all.keys.insert(id, key.clone());
+    let named: Vec<_> = all.roles.iter().flat_map(|role| role.keyids.clone()).collect();
+    all.keys.retain(|id, _| named.contains(id));
+    Ok(())
 }
 
 /// A snapshot of these roles: `(name, version, text)`.

@@ -1,7 +1,5 @@
 //! The client against small HTTPS servers of its own, each as wrong as its test needs.
 
-use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use axum::Json;
@@ -9,45 +7,10 @@ use axum::body::Body;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum_server::tls_rustls::RustlsConfig;
-use chrono::Utc;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
+use super::place::Place;
 use super::*;
-use crate::authority::Authority;
-
-/// A server on loopback, and the folder of an operator who trusts it.
-struct Place {
-    folder: TempDir,
-    address: SocketAddr,
-}
-
-impl Place {
-    fn serve(router: axum::Router) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let authority = Authority::create(&folder.path().join("authority"), Utc::now()).unwrap();
-        std::fs::write(folder.path().join("ca.pem"), authority.pem()).unwrap();
-        let certificate = authority.server(&["127.0.0.1".into()], Utc::now()).unwrap();
-        let config = RustlsConfig::from_config(Arc::new(certificate.https_config().unwrap()));
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
-        let server = axum_server::from_tcp_rustls(listener, config).unwrap();
-        tokio::spawn(server.serve(router.into_make_service()));
-        Self { folder, address }
-    }
-
-    fn client_at(&self, api: &str, folder: &Path) -> Client {
-        let text = format!("api = \"{api}\"\ntoken = \"t0ken\"\nauthority = \"ca.pem\"\nname = \"ann\"\n");
-        std::fs::write(folder.join("operator.toml"), text).unwrap();
-        Client::new(&Operator::open(folder).unwrap()).unwrap()
-    }
-
-    fn client(&self) -> Client {
-        self.client_at(&format!("https://{}", self.address), self.folder.path())
-    }
-}
 
 fn status() -> Call {
     Call::new(Method::GET, ["status"])
