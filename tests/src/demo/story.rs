@@ -19,7 +19,7 @@ const CHANNEL: &str = "production";
 const NODES: [&str; 3] = ["anna", "bert", "cleo"];
 
 /// The longest that a node waits of its own accord when it is told that its channel moved.
-const SPLAY: &str = "2 s";
+const SPLAY: &str = "5 s";
 
 /// Blocks that drift in the story.
 const DRIFTED: u64 = 4;
@@ -182,7 +182,9 @@ impl Fleet {
             ));
         }
         self.expect_all("update", 1)?;
-        step.note("the wait is each node's own choice, at random, of up to 2 s, so that a fleet does not come at once");
+        step.note(&format!(
+            "each waited for as long as it chose itself, up to {SPLAY}, so that a fleet does not come at once"
+        ));
         step.end();
         Ok(())
     }
@@ -193,12 +195,14 @@ impl Fleet {
         self.fleet_sync()?;
         let run = self.nodes[0].agent(["sync", "--json"])?.ok()?.json()?;
         ensure!(run["outcome"] == "up_to_date", "there was something to do: {run}");
-        let wire = |key: &str| run["wire"][key].as_u64().context("the wire's bytes");
-        let (received, sent) = (wire("received")?, wire("sent")?);
+        let moved = |of: &str, key: &str| run[of][key].as_u64().with_context(|| format!("no {of}.{key} in {run}"));
+        let (received, sent) = (moved("wire", "received")?, moved("wire", "sent")?);
+        let handshake = moved("handshake", "received")? + moved("handshake", "sent")?;
         step.note(&format!(
-            "and by hand on anna, over a connection of its own: {} received, {} sent, handshake and certificates included; nothing written",
-            bytes(received),
-            bytes(sent)
+            "by hand on anna, over a connection of its own: {} for the handshake, certificates included, and {} for the question; \
+             nothing written",
+            bytes(handshake),
+            bytes((received + sent).saturating_sub(handshake)),
         ));
         let account = Account { path: "none".into(), received, sent, ..Account::default() };
         self.steps.push(Cost { step: "again".into(), node: "anna".into(), size: self.releases[1].size, account });
