@@ -20,7 +20,7 @@ use crate::daemon::remember;
 use crate::drift;
 use crate::enrol::enrol;
 use crate::journal::Proven;
-use crate::link::Link;
+use crate::link::{Link, Wire};
 use crate::node::Node;
 use crate::slot::SlotName;
 use crate::status::{self, Status};
@@ -69,6 +69,10 @@ struct Synced {
     active: Option<SlotName>,
     release: Option<ReleaseRef>,
     image: Option<ImageId>,
+    /// Everything that the connection moved, from handshake to farewell.
+    wire: Wire,
+    /// What of it the handshake took.
+    handshake: Wire,
 }
 
 impl Work {
@@ -232,7 +236,7 @@ impl Work {
         let proven = active.map(|slot| ctx.proven(slot)).transpose()?.flatten();
         let size = proven.as_ref().map(|proven| proven.size);
         let (release, image) = (proven.as_ref().map(|p| p.release.clone()), proven.as_ref().map(|p| p.image));
-        let synced = Synced { outcome, active, release, image };
+        let synced = Synced { outcome, active, release, image, wire: link.wire(), handshake: link.handshake() };
         self.ui.result(&synced, || {
             let name = synced.release.as_ref().map_or_else(|| "the channel's release".to_owned(), ToString::to_string);
             let slot = active.map_or("?", SlotName::as_str);
