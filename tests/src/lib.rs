@@ -1,5 +1,6 @@
-//! The harness: a whole fleet on this machine, made of the real programs.
+//! The harness: a whole fleet on this machine, made of the real rooms.
 //!
+//! Two ways to have one. *Processes*, for the demo, the benchmark and the stories that people could type:
 //! ```text
 //! Programs   this executable, started again as `goldsync` or `goldsync-agent`
 //!    │
@@ -8,16 +9,45 @@
 //! Scene      a server and its folder, for one story
 //! images     two images of real data that is on any machine with Rust
 //! ```
+//! *This process*, for the stories in which something goes wrong at a chosen moment:
+//! ```text
+//! Operator ── goldsync, a process ──HTTPS──▶ Fleet (the server) ◀──QUIC──┬── Machine: verbs by the library, as a process,
+//!                                                   Proxy loses, delays, cuts, counts ┤   or as the daemon
+//!                                                   Liar has the fleet's CA and lies  ┘
+//! Image      made from a seed, and changed by one      damage   what happens to bytes on disks
+//! disk       small file systems and loop devices       stamp    was anything written?
+//! ```
 //! Everything lies in one scratch folder and listens on loopback, on ports that the kernel chose. A process that is
-//! still running when its owner is dropped is killed. What a program printed is part of every complaint.
+//! still running when its owner is dropped is killed. What a program printed is part of every complaint. The second kind
+//! panics when the harness itself fails: a test that cannot be set up is a failed test. `GOLDSYNC_TESTS_KEEP=1` keeps its
+//! scratch folder.
 
+pub mod damage;
 pub mod demo;
+pub mod disk;
+pub mod fleet;
+pub mod image;
 pub mod images;
+pub mod liar;
+pub mod machine;
 pub mod node;
+pub mod operator;
 pub mod programs;
+pub mod proxy;
 pub mod scene;
+pub mod seed;
 pub mod server;
+pub mod stamp;
+pub mod tools;
+pub mod wait;
 
+pub use fleet::Fleet;
+pub use image::Image;
+pub use liar::{Liar, Say};
+pub use machine::Machine;
 pub use node::Node;
+pub use operator::Operator;
 pub use programs::{Programs, Run};
+pub use proxy::Proxy;
 pub use server::Server;
+pub use wait::eventually;

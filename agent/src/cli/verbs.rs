@@ -20,7 +20,7 @@ use crate::daemon::remember;
 use crate::drift;
 use crate::enrol::enrol;
 use crate::journal::Proven;
-use crate::link::Link;
+use crate::link::{Link, Wire};
 use crate::node::Node;
 use crate::slot::SlotName;
 use crate::status::{self, Status};
@@ -62,23 +62,6 @@ struct Swapped {
     image: ImageId,
 }
 
-/// UDP payload bytes of this verb's connection, and what of them its handshake took.
-#[derive(Serialize)]
-struct Bytes {
-    received: u64,
-    sent: u64,
-    handshake_received: u64,
-    handshake_sent: u64,
-}
-
-impl Bytes {
-    fn of(link: &Link) -> Self {
-        let (all, handshake) = (link.wire(), link.handshake());
-        let (handshake_received, handshake_sent) = (handshake.received, handshake.sent);
-        Self { received: all.received, sent: all.sent, handshake_received, handshake_sent }
-    }
-}
-
 #[derive(Serialize)]
 struct Synced {
     #[serde(flatten)]
@@ -86,7 +69,10 @@ struct Synced {
     active: Option<SlotName>,
     release: Option<ReleaseRef>,
     image: Option<ImageId>,
-    wire: Bytes,
+    /// Everything that the connection moved, from handshake to farewell.
+    wire: Wire,
+    /// What of it the handshake took.
+    handshake: Wire,
 }
 
 impl Work {
@@ -246,12 +232,11 @@ impl Work {
             self.farewell(link).await;
         }
         link.close().await;
-        let wire = Bytes::of(link);
         let active = ctx.activation.active()?;
         let proven = active.map(|slot| ctx.proven(slot)).transpose()?.flatten();
         let size = proven.as_ref().map(|proven| proven.size);
         let (release, image) = (proven.as_ref().map(|p| p.release.clone()), proven.as_ref().map(|p| p.image));
-        let synced = Synced { outcome, active, release, image, wire };
+        let synced = Synced { outcome, active, release, image, wire: link.wire(), handshake: link.handshake() };
         self.ui.result(&synced, || {
             let name = synced.release.as_ref().map_or_else(|| "the channel's release".to_owned(), ToString::to_string);
             let slot = active.map_or("?", SlotName::as_str);

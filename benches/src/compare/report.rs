@@ -80,16 +80,16 @@ impl PairReport {
     /// The rows worth showing: all of ours, of rsync's the best, the quickest and what one gets without asking.
     fn shown(&self) -> Vec<(&Row, &'static str)> {
         let mut shown: Vec<(&Row, &'static str)> = self.of(Tool::Goldsync).map(|row| (row, "")).collect();
-        for (row, mark) in [(self.rsync_best(), "fewest bytes"), (self.rsync_quickest(), "least CPU")] {
+        let plain = self.of(Tool::Rsync).find(|row| row.what == "rsync, default block, new file");
+        let picked =
+            [(self.rsync_best(), "fewest bytes"), (self.rsync_quickest(), "least CPU"), (plain, "as it comes")];
+        for (row, mark) in picked {
             let Some(row) = row else { continue };
             match shown.iter_mut().find(|(known, _)| known.what == row.what) {
-                Some((_, known)) => *known = "fewest bytes and least CPU",
+                Some((_, known)) if mark == "least CPU" => *known = "fewest bytes and least CPU",
+                Some(_) => {}
                 None => shown.push((row, mark)),
             }
-        }
-        let plain = self.of(Tool::Rsync).find(|row| row.what == "rsync, default block, new file");
-        if let Some(plain) = plain.filter(|plain| shown.iter().all(|(row, _)| row.what != plain.what)) {
-            shown.push((plain, "as it comes"));
         }
         shown.extend(self.of(Tool::Download).map(|row| (row, "")));
         shown

@@ -94,6 +94,9 @@ fn server_config(nodes: &Nodes, certificate: &ServerCertificate) -> Result<quinn
         .receive_window(CONNECTION_WINDOW.into())
         .send_window(SEND_WINDOW)
         .datagram_receive_buffer_size(None)
+        // Its probes are full packets, sent as soon as a connection is up: three of them cost a node that is up to date more
+        // than all the rest. Packets of 1200 bytes instead of 1452 cost a download half a percent.
+        .mtu_discovery_config(None)
         .keep_alive_interval(Some(nodes.keep_alive.0))
         .max_idle_timeout(Some(nodes.idle_timeout.0.try_into()?));
     let mut config = certificate.quic_config()?;
