@@ -135,7 +135,7 @@ impl Work {
 /// update before it, but it does clear an error.
 pub fn remember(node: &Node, outcome: &Outcome) -> Result<(), JournalError> {
     let failed = |last: &crate::journal::Last| matches!(last.outcome, Outcome::Failed { .. });
-    if matches!(outcome, Outcome::UpToDate) && node.journal.last()?.is_some_and(|last| !failed(&last)) {
+    if matches!(outcome, Outcome::UpToDate) && node.journal.last()?.is_none_or(|last| !failed(&last)) {
         return Ok(());
     }
     let release = match outcome {
