@@ -298,8 +298,8 @@ Examples:
   goldsync trust rotate online                           the server was broken into, and is clean again
 
 Changes: makes the new key in keys/, has the metadata name it, and puts it into the place of the old one, which is kept \
-as ROLE.old.pem and signs nothing any more. Nodes take it at their next check and need nothing else. Needs, besides \
-no key of the role itself: for releases and channels the key of `targets`, for targets and online that of `root`, for \
+as ROLE.old.pem and signs nothing any more. Nodes take it at their next check and need nothing else. Needs \
+in the folder: for releases and channels the key of `targets`, for targets and online that of `root`, for \
 root the old one. Interrupted, the same command ends what was begun.
 
 What the role said before is signed with the new key as it is. If the old key was stolen, look at `goldsync release \
@@ -552,7 +552,9 @@ pub const ONLINE: &str = "online";
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RoleError {
     /// Not known.
-    #[error("{text:?} is no role: write root, targets, releases or channel-NAME; `goldsync trust status` lists them")]
+    #[error(
+        "{text:?} is not a role that an operator signs: write root, targets, releases or channel-NAME; `goldsync trust status` lists them"
+    )]
     Unknown {
         /// What was given, cut to 80 characters.
         text: String,
