@@ -149,3 +149,19 @@ impl Node {
         self.journal.state().join("server.json")
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+    use std::path::Path;
+
+    /// A node with two file slots and a link, all in `folder`. Nothing is there yet but its state folder.
+    pub(crate) fn node(folder: &Path) -> Node {
+        let folder = folder.display();
+        let text = format!(
+            "channel = \"qa\"\nstate = \"{folder}/state\"\n[slots]\na = \"{folder}/a\"\nb = \"{folder}/b\"\n\
+             [activation]\nbackend = \"symlink\"\nlink = \"{folder}/current\"\n[schedule]\nsplay = \"0\"\n"
+        );
+        Node::new(Config::parse(Path::new("agent.toml"), &text).unwrap()).unwrap()
+    }
+}

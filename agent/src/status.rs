@@ -160,6 +160,19 @@ impl fmt::Display for Status {
     }
 }
 
+/// A phase in words; `None` when nothing goes on.
+pub fn words(phase: Phase) -> Option<&'static str> {
+    match phase {
+        Phase::Check => Some("asking for news"),
+        Phase::Plan => Some("looking what is here"),
+        Phase::Fetch => Some("fetching and staging"),
+        Phase::Verify => Some("reading back"),
+        Phase::Swap => Some("switching"),
+        Phase::Repair => Some("looking for drift"),
+        _ => None,
+    }
+}
+
 fn describe(slot: &SlotStatus) -> String {
     let path = slot.path.display();
     match &slot.record {
@@ -178,6 +191,7 @@ fn outcome(last: &Last) -> String {
     let release = last.release.as_ref().map(|release| format!(" {release}")).unwrap_or_default();
     match &last.outcome {
         Outcome::UpToDate => format!("up to date:{release}"),
+        Outcome::Updated { account } if account.received == 0 => format!("went to{release} by {}", account.path),
         Outcome::Updated { account } => format!(
             "updated to{release} by {}: {} bytes received, {} blocks written, {} skipped",
             account.path, account.received, account.written, account.skipped
@@ -194,23 +208,14 @@ fn time(at: &chrono::DateTime<chrono::Utc>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::Node;
+    use crate::node::testing::node;
     use goldsync_proto::digest::ImageId;
-    use std::path::Path;
-
-    fn config(folder: &Path) -> Config {
-        let folder = folder.display();
-        let text = format!(
-            "channel = \"qa\"\nstate = \"{folder}/state\"\n[slots]\na = \"{folder}/a\"\nb = \"{folder}/b\"\n\
-             [activation]\nbackend = \"symlink\"\nlink = \"{folder}/current\"\n"
-        );
-        Config::parse(Path::new("agent.toml"), &text).unwrap()
-    }
 
     #[test]
     fn a_new_node_says_what_to_do() {
         let folder = tempfile::tempdir().unwrap();
-        let config = config(folder.path());
-        let journal = Journal::open(&config.state).unwrap();
+        let Node { config, journal } = node(folder.path());
         let status = Status::gather(&config, &journal).unwrap();
         let text = status.to_string();
         assert!(text.contains("active   none yet") && text.contains("no update yet"), "{text}");
@@ -222,8 +227,7 @@ mod tests {
     #[test]
     fn a_node_tells_its_slots_its_drift_and_its_last_error() {
         let folder = tempfile::tempdir().unwrap();
-        let config = config(folder.path());
-        let journal = Journal::open(&config.state).unwrap();
+        let Node { config, journal } = node(folder.path());
         let (image, release) = (ImageId::of(b"x"), "web:1".parse().unwrap());
         std::fs::write(folder.path().join("b"), "x").unwrap();
         std::os::unix::fs::symlink(folder.path().join("b"), folder.path().join("current")).unwrap();

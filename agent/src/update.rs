@@ -37,6 +37,9 @@ use crate::verify;
 /// Rounds of asking for signed metadata: roles, then the pointer, then its manifest; one more for a move in between.
 const TRUST_ROUNDS: usize = 4;
 
+/// How long a forecast waits for a plan that is being made.
+const FORECAST_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How often progress is told.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -269,6 +272,33 @@ pub async fn check(ctx: &mut Context) -> Result<Check, UpdateError> {
     judge(ctx, target).await
 }
 
+/// What an update would cost, by the server's plan for it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Forecast {
+    /// Which way: `pack` or `cold`.
+    pub path: &'static str,
+    /// Bytes of the plan and of all it needs from the server, at most: what turns out to be here is not fetched.
+    pub received: u64,
+    /// Blocks of the image that come from the server.
+    pub fetched: u64,
+}
+
+/// Asks what an update would cost. `None` if there is nothing to do, or if the server cannot tell at once: it is still making
+/// the plan, or does not know what is here.
+pub async fn forecast(ctx: &Context, check: &Check) -> Result<Option<Forecast>, UpdateError> {
+    let base = check.running.as_ref().map(|running| running.image);
+    if check.verdict != Verdict::Update || (base.is_none() && check.active.is_some()) {
+        return Ok(None);
+    }
+    let pair = plan::Pair { base, target: check.target.image, geometry: acceptable(&check.target)? };
+    let plan = plan::fetch_plan(ctx.link()?.as_ref(), &ctx.stop, pair, FORECAST_PATIENCE).await?;
+    Ok(plan.map(|(plan, length)| Forecast {
+        path: if base.is_some() { "pack" } else { "cold" },
+        received: length + plan.packs.iter().map(|pack| u64::from(pack.wire_len)).sum::<u64>(),
+        fetched: plan.packs.iter().map(|pack| u64::from(pack.raw_len) / BLOCK).sum(),
+    }))
+}
+
 async fn judge(ctx: &mut Context, target: Manifest) -> Result<Check, UpdateError> {
     acceptable(&target)?;
     let active = ctx.activation.active()?;
@@ -330,11 +360,28 @@ pub async fn install(ctx: &mut Context, release: &ReleaseRef) -> Result<(Check, 
 
 async fn stage_if_needed(ctx: &Context, check: &Check, begun: &Begun) -> Result<Option<Account>, UpdateError> {
     let account = match check.verdict {
-        Verdict::UpToDate | Verdict::Staged | Verdict::Held => None,
-        Verdict::Update => stage(ctx, &check.target, begun).await?,
+        Verdict::UpToDate | Verdict::Held => None,
+        Verdict::Staged if renewed(ctx, check).await? => None,
+        Verdict::Staged | Verdict::Update => stage(ctx, &check.target, begun).await?,
     };
     ctx.tell(Event::Phase(Phase::Idle));
     Ok(account)
+}
+
+/// What is staged counts as staged now: what ran before the active slot's image and is wanted again is proven again, so that
+/// `activate` takes it for what comes next. `false` if it is not what it was.
+async fn renewed(ctx: &Context, check: &Check) -> Result<bool, UpdateError> {
+    let slot = ctx.standby()?;
+    let proven = ctx.proven(slot)?;
+    if proven.is_some_and(|proven| check.running.as_ref().is_none_or(|running| proven.at > running.at)) {
+        return Ok(true);
+    }
+    let good = still_proven(ctx, slot).await?.is_ok();
+    if good {
+        let Manifest { image, release, size, .. } = &check.target;
+        ctx.journal.set_proven(slot, *image, release, *size)?;
+    }
+    Ok(good)
 }
 
 /// Check, download, activate: the whole chain. Does nothing if the channel's release runs already.

@@ -187,6 +187,9 @@ fn plans(bench: &mut Bench, data: &Data) -> Result<()> {
     bench.stage("plan: decode and check", Bytes::of(&data.new), || {
         black_box(Plan::decode(black_box(&encoded)).is_ok());
     });
-    ensure!(Plan::decode(&encoded)? == plan && data.new.len() as u64 % BLOCK == 0, "a plan does not read back");
+    ensure!(
+        Plan::decode(&encoded)? == plan && (data.new.len() as u64).is_multiple_of(BLOCK),
+        "a plan does not read back"
+    );
     Ok(())
 }

@@ -1,9 +1,10 @@
-//! Any text, taken for a word, a release, a hash, a manifest or a pointer, ends in one or in an error; and what is read
-//! prints as it was.
+//! Any text, taken for a word, a release, a hash, a file of signed metadata, a manifest or a pointer, ends in one or in an
+//! error; and what is read prints as it was.
 #![no_main]
 
 use goldsync_proto::digest::Digest;
 use goldsync_proto::release::{Manifest, Pointer, ReleaseRef, Word};
+use goldsync_proto::trust::FileName;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
@@ -14,6 +15,10 @@ fuzz_target!(|input: &[u8]| {
     }
     if let Ok(release) = text.parse::<ReleaseRef>() {
         assert_eq!(release.to_string(), text);
+    }
+    if let Ok(name) = text.parse::<FileName>() {
+        assert_eq!(name.to_string(), text);
+        assert!(!text.contains('/') && !text.starts_with('.'), "{text:?} could leave its folder");
     }
     if let Ok(digest) = text.parse::<Digest>() {
         assert_eq!(digest.to_string(), text.to_ascii_lowercase());

@@ -205,7 +205,10 @@ fn compress_all<'a>(
                     })
                 })
                 .collect();
-            let mut done: Vec<_> = workers.into_iter().flat_map(|worker| worker.join().unwrap_or_default()).collect();
+            let mut done: Vec<_> = workers
+                .into_iter()
+                .flat_map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect();
             done.sort_unstable_by_key(|(at, _)| *at);
             done.into_iter().map(|(_, made)| made).collect::<Vec<_>>()
         })

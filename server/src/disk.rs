@@ -65,7 +65,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, DiskError> {
     fs::read(path).map_err(failed("cannot read", path))
 }
 
-/// The names in a folder; none if there is no folder. What begins with a dot is a left-over of [`write`].
+/// The names in a folder; none if there is no folder. What begins with a dot is a left-over of [`write()`].
 pub(crate) fn names(dir: &Path) -> Result<Vec<String>, DiskError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,

@@ -184,13 +184,15 @@ fn a_fleet_sync_reaches_all_and_says_who_failed() -> Result<()> {
         node.start()?;
         wait_connected(&scene, node)?;
     }
-    scene.release(&pair.new, "2")?;
-    let all = ["fleet", "sync", "--channel", CHANNEL, "--now", "--json"];
     // A folder in the place of the standby slot cannot become an image.
     fs::create_dir(ill.slot("b"))?;
+    scene.release(&pair.new, "2")?;
+    let all = ["fleet", "sync", "--channel", CHANNEL, "--now", "--json"];
     let run = scene.server.goldsync(all)?.expect(1)?;
     let account = run.json()?;
-    ensure!(account["nodes"]["node"]["outcome"]["outcome"] == "updated", "{account}");
+    // It was told of the move too, and may have been quicker than the order.
+    let well_done = &account["nodes"]["node"]["outcome"]["outcome"];
+    ensure!(well_done == "updated" || well_done == "up_to_date", "{account}");
     ensure!(account["nodes"]["ill"]["outcome"]["outcome"] == "failed", "{account}");
     runs(&well, &pair.new)?;
     runs(&ill, &pair.old)?;
@@ -205,8 +207,8 @@ fn a_revoked_node_is_cut_off_at_once() -> Result<()> {
     let (scene, pair, mut node) = settled()?;
     node.start()?;
     wait_connected(&scene, &mut node)?;
-    scene.release(&pair.new, "2")?;
     scene.server.goldsync(["node", "revoke", "node"])?.ok()?;
+    scene.release(&pair.new, "2")?;
     let status = scene.server.goldsync(["status", "--json"])?.ok()?.json()?;
     ensure!(status["connected"] == 0 && status["nodes"] == 0, "{status}");
     node.kill()?;

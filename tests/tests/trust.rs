@@ -217,10 +217,8 @@ async fn a_node_follows_two_new_roots_at_once() {
     assert_eq!(late.have(), node.have());
 }
 
-/// A server restored from an old backup, as [`OPERATING.md`](../../docs/OPERATING.md) has it: its versions are lower
-/// than what everybody has seen, until the next root names new online keys.
-#[tokio::test]
-async fn a_restored_server_is_followed_again_after_a_new_root_with_new_online_keys() {
+/// A fleet whose server was restored from a backup that lacks `web:2`, and a node that runs `web:2`.
+async fn restored() -> (Fleet, NodeTrust) {
     let fleet = Fleet::new().await;
     fleet.publish("web:1").await;
     fleet.promote("production", "web:1").await;
@@ -232,18 +230,47 @@ async fn a_restored_server_is_followed_again_after_a_new_root_with_new_online_ke
     check(&fleet.trust, &mut node, &production()).await.unwrap();
     fleet.operator.renew(&fleet.trust.files(), "releases", Utc::now()).await.unwrap();
 
-    let restored = Fleet { trust: Trust::open(&backup).await.unwrap(), ..fleet };
-    assert!(matches!(check(&restored.trust, &mut node, &production()).await, Err(NodeError::RolledBack { .. })));
+    let fleet = Fleet { trust: Trust::open(&backup).await.unwrap(), ..fleet };
+    assert!(matches!(check(&fleet.trust, &mut node, &production()).await, Err(NodeError::RolledBack { .. })));
+    // The operator's tool refuses too, and says which file to remove if this is meant.
+    let error = fleet.operator.renew(&fleet.trust.files(), "releases", Utc::now()).await.unwrap_err();
+    assert!(error.to_string().contains("seen.json"), "{error}");
+    std::fs::remove_file(fleet.dir.path().join("operator/trust/seen.json")).unwrap();
+    (fleet, node)
+}
+
+/// As `docs/OPERATING.md` has it. The releases' version comes to be one that the node has seen with other contents:
+/// it notices, and is whole again at its next check.
+#[tokio::test]
+async fn a_restored_server_is_followed_again_when_its_versions_have_caught_up() {
+    let (fleet, mut node) = restored().await;
+    fleet.publish("web:3").await;
+    assert_eq!(fleet.trust.versions()["releases"], node.have()["releases"]);
+    for _ in 0..2 {
+        fleet.promote("production", "web:3").await;
+    }
+    let error = check(&fleet.trust, &mut node, &production()).await.unwrap_err();
+    assert!(matches!(error, NodeError::Damaged(_)), "{error}");
+    assert_eq!(desired(&node, &production()).await.as_deref(), Some("web:2"));
+    // The doubt outlives the process that had it.
+    let mut node = NodeTrust::open(&fleet.dir.path().join("node")).unwrap();
+    check(&fleet.trust, &mut node, &production()).await.unwrap();
+    assert_eq!(desired(&node, &production()).await.as_deref(), Some("web:3"));
+    assert_eq!(node.have(), fleet.trust.versions());
+    assert_eq!(check(&fleet.trust, &mut node, &production()).await.unwrap(), 0);
+}
+
+/// The other way: a new root names new online keys, and versions may begin anew.
+#[tokio::test]
+async fn a_restored_server_is_followed_at_once_after_a_new_root_with_new_online_keys() {
+    let (fleet, mut node) = restored().await;
+    let backup = fleet.dir.path().join("backup");
     std::fs::rename(backup.join("keys"), backup.join("old-keys")).unwrap();
     let online = Online::create(&backup).unwrap().public();
     let new = NewRoot { online: Some(&online), ..NewRoot::default() };
-    // The operator's tool refuses too, and says which file to remove if this is meant.
-    let error = restored.operator.next_root(&restored.trust.files(), &new, Utc::now()).await.unwrap_err();
-    assert!(error.to_string().contains("seen.json"), "{error}");
-    std::fs::remove_file(restored.dir.path().join("operator/trust/seen.json")).unwrap();
-    let roles = restored.operator.next_root(&restored.trust.files(), &new, Utc::now()).await.unwrap();
-    restored.trust.submit_roles(&roles).await.unwrap();
-    check(&restored.trust, &mut node, &production()).await.unwrap();
+    let roles = fleet.operator.next_root(&fleet.trust.files(), &new, Utc::now()).await.unwrap();
+    fleet.trust.submit_roles(&roles).await.unwrap();
+    check(&fleet.trust, &mut node, &production()).await.unwrap();
     assert_eq!(desired(&node, &production()).await.as_deref(), Some("web:1"));
 }
 

@@ -86,7 +86,11 @@ Examples:
     /// Say whether there is something new, and what would be done; changes nothing
     ///
     /// Refreshes the signed metadata and verifies it. Touches no slot.
-    Check,
+    Check {
+        /// Also ask the server for its plan, and say how many bytes it would take
+        #[arg(long)]
+        forecast: bool,
+    },
     /// Fetch the channel's release into the standby slot and prove it; activates nothing
     ///
     /// The slot is read back and compared with the golden image before this returns. Interrupted, the next run keeps what
@@ -107,6 +111,14 @@ Examples:
     ///
     /// Reads the standby slot back once more, then switches in one atomic step. Refuses a slot that holds nothing proven,
     /// or what ran before (that is `rollback`).
+    #[command(after_help = "\
+Activation by a program of yours (activation.backend = \"command\"):
+  PROGRAM query         prints a, b or none, and ends with 0
+  PROGRAM activate a|b  makes that slot the active one, durably, and ends with 0
+Any other exit code means that the old slot is still active. It is told, in its environment, GOLDSYNC_SLOT_A and
+GOLDSYNC_SLOT_B (the slots' paths), and for activate also GOLDSYNC_SLOT_PATH, GOLDSYNC_IMAGE (BLAKE3) and
+GOLDSYNC_RELEASE (NAME:VERSION). Power lost at any moment must leave the old slot active or the new one; activating the
+active slot must succeed. After activation.time_limit it is killed, with all that it has started.")]
     Activate,
     /// Go back to what was active before; needs no server
     ///

@@ -74,7 +74,7 @@ async fn online(verb: Verb, place: &Where, ui: &Ui) -> Result<(), Failure> {
             done = work.enrol(args) => done,
             () = stop.cancelled() => Err(Failure::new(INTERRUPTED, "interrupted; this machine is what it was before")),
         },
-        Verb::Check => work.check().await,
+        Verb::Check { forecast } => work.check(forecast).await,
         Verb::Download => work.download(None).await,
         Verb::Install { release } => work.download(release).await,
         Verb::Activate => work.activate().await,

@@ -12,6 +12,7 @@ use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::args::Global;
+use crate::status;
 use crate::update::{Event, Events};
 
 /// How to talk.
@@ -85,7 +86,7 @@ impl Ui {
     }
 
     fn phase(&self, phase: Phase) {
-        let Some(words) = words(phase) else { return self.clear() };
+        let Some(words) = status::words(phase) else { return self.clear() };
         match &self.shown {
             Shown::Nothing => {}
             Shown::Lines => self.note(words),
@@ -134,17 +135,9 @@ fn bar() -> ProgressBar {
     bar
 }
 
-/// A phase in words; `None` when nothing goes on.
-fn words(phase: Phase) -> Option<&'static str> {
-    match phase {
-        Phase::Check => Some("asking for news"),
-        Phase::Plan => Some("looking what is here"),
-        Phase::Fetch => Some("fetching and staging"),
-        Phase::Verify => Some("reading back"),
-        Phase::Swap => Some("switching"),
-        Phase::Repair => Some("looking for drift"),
-        _ => None,
-    }
+/// Bytes to standard output.
+pub fn print(bytes: &[u8]) {
+    let _ = io::stdout().lock().write_all(bytes);
 }
 
 /// An account as a few lines.

@@ -20,11 +20,11 @@ use crate::daemon::remember;
 use crate::drift;
 use crate::enrol::enrol;
 use crate::journal::Proven;
-use crate::link::Link;
+use crate::link::{Link, Wire};
 use crate::node::Node;
 use crate::slot::SlotName;
 use crate::status::{self, Status};
-use crate::update::{self, Check, Context, UpdateError, Verdict};
+use crate::update::{self, Check, Context, Forecast, UpdateError, Verdict};
 
 /// How long a server may take to note how a one-shot verb left this node.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -50,6 +50,8 @@ struct Checked {
     running: Option<ReleaseRef>,
     held: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    forecast: Option<Forecast>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     account: Option<Account>,
 }
 
@@ -67,6 +69,10 @@ struct Synced {
     active: Option<SlotName>,
     release: Option<ReleaseRef>,
     image: Option<ImageId>,
+    /// Everything that the connection moved, from handshake to farewell.
+    wire: Wire,
+    /// What of it the handshake took.
+    handshake: Wire,
 }
 
 impl Work {
@@ -88,12 +94,15 @@ impl Work {
     }
 
     /// `check`
-    pub async fn check(&self) -> Result<(), Failure> {
+    pub async fn check(&self, forecast: bool) -> Result<(), Failure> {
         let (mut ctx, link) = self.online().await?;
         let check = update::check(&mut ctx).await?;
+        let mut checked = self.checked(&check, None)?;
+        if forecast {
+            checked.forecast = update::forecast(&ctx, &check).await?;
+        }
         link.close().await;
-        let checked = self.checked(&check, None)?;
-        self.ui.result(&checked, || forecast(&checked));
+        self.ui.result(&checked, || expected(&checked, forecast));
         Ok(())
     }
 
@@ -227,7 +236,7 @@ impl Work {
         let proven = active.map(|slot| ctx.proven(slot)).transpose()?.flatten();
         let size = proven.as_ref().map(|proven| proven.size);
         let (release, image) = (proven.as_ref().map(|p| p.release.clone()), proven.as_ref().map(|p| p.image));
-        let synced = Synced { outcome, active, release, image };
+        let synced = Synced { outcome, active, release, image, wire: link.wire(), handshake: link.handshake() };
         self.ui.result(&synced, || {
             let name = synced.release.as_ref().map_or_else(|| "the channel's release".to_owned(), ToString::to_string);
             let slot = active.map_or("?", SlotName::as_str);
@@ -253,6 +262,7 @@ impl Work {
             active: check.active,
             running: check.running.as_ref().map(|running| running.release.clone()),
             held: self.node.journal.hold()?.is_some_and(|hold| hold.image == target.image),
+            forecast: None,
             account,
         })
     }
@@ -272,29 +282,34 @@ impl Work {
     }
 }
 
-fn forecast(checked: &Checked) -> String {
+fn expected(checked: &Checked, forecast: bool) -> String {
     let Checked { release, channel, .. } = checked;
     let running = checked.running.as_ref().map_or_else(|| "nothing that is known".to_owned(), ToString::to_string);
-    let say = match checked.verdict {
-        Verdict::UpToDate => format!("{release}, the release of {channel}, runs already"),
-        Verdict::Staged => {
-            format!("{channel} is at {release}, which is staged and proven; `goldsync-agent activate` switches to it")
+    let say = match (checked.verdict, &checked.running) {
+        (Verdict::UpToDate, _) => format!("{release}, the release of {channel}, runs already"),
+        (Verdict::Staged, _) => {
+            format!("{channel} is at {release}, which is staged and proven; `goldsync-agent sync` switches to it")
         }
-        Verdict::Update | Verdict::Held => {
-            let way = if checked.running.is_some() {
-                "by the difference to what runs"
-            } else {
-                "by what is here and a download of the rest"
-            };
-            format!("{channel} is at {release}; {running} runs; `goldsync-agent sync` would update {way}")
+        (_, Some(running)) => {
+            format!("{channel} is at {release}; {running} runs; `goldsync-agent sync` would move by their difference")
         }
+        (_, None) => format!("{channel} is at {release}; {running} runs; `goldsync-agent sync` would install it"),
+    };
+    let cost = match (&checked.forecast, checked.verdict) {
+        (Some(Forecast { path, received, fetched }), _) => {
+            format!("\n  forecast  at most {received} bytes, {fetched} blocks, by {path}")
+        }
+        (None, Verdict::Update) if forecast => {
+            "\n  forecast  not known yet; ask again, or let sync find out".to_owned()
+        }
+        _ => String::new(),
     };
     let held = if checked.held {
         "\n  held      it was rolled back from; the daemon leaves it alone until the channel moves on"
     } else {
         ""
     };
-    format!("{say}\n  image     {}\n  size      {} bytes{held}", checked.image, checked.size)
+    format!("{say}\n  image     {}\n  size      {} bytes{cost}{held}", checked.image, checked.size)
 }
 
 fn downloaded(checked: &Checked) -> String {
@@ -321,7 +336,9 @@ fn read_token() -> Result<String, Failure> {
 
 /// `completions`
 pub fn completions(shell: clap_complete::Shell) {
-    clap_complete::generate(shell, &mut Args::command(), "goldsync-agent", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Args::command(), "goldsync-agent", &mut script);
+    ui::print(&script);
 }
 
 /// `man`
@@ -330,7 +347,10 @@ pub fn man(out: Option<&Path>) -> Result<(), Failure> {
         Some(folder) => {
             std::fs::create_dir_all(folder).and_then(|()| clap_mangen::generate_to(Args::command(), folder))
         }
-        None => clap_mangen::Man::new(Args::command()).render(&mut std::io::stdout()),
+        None => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Args::command()).render(&mut page).inspect(|()| ui::print(&page))
+        }
     };
     made.map_err(|error| Failure::new(1, format!("the man pages cannot be written: {error}")))
 }

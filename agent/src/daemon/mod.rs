@@ -133,3 +133,6 @@ async fn changed_identity(node: &Node, watch: &Watch) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

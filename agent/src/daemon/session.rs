@@ -54,7 +54,8 @@ impl Session<'_> {
         let (mouth, ear) = control.split();
         let (sender, mut heard) = mpsc::channel(16);
         let _listener = Listener(tokio::spawn(listen(ear, sender)));
-        let mut reporter = Reporter { mouth, base: told.clone(), said: told, next: Instant::now() };
+        let mut reporter =
+            Reporter { mouth, base: told.clone(), said: told, next: Instant::now(), shown: String::new() };
         let mut live = self.work.live();
         let mut scheduled = self.scheduled();
         let mut renewal = Instant::now();
@@ -145,6 +146,8 @@ struct Reporter {
     base: Report,
     said: Report,
     next: Instant,
+    /// What the service manager shows.
+    shown: String,
 }
 
 impl Reporter {
@@ -180,15 +183,18 @@ impl Reporter {
         Ok(())
     }
 
-    fn status(&self, live: Live) {
+    /// Tells the service manager, if it does not know yet.
+    fn status(&mut self, live: Live) {
         let runs = self.base.active.as_ref().and_then(|slot| slot.release.as_ref());
         let runs = runs.map_or_else(|| "nothing proven".to_owned(), ToString::to_string);
         let percent = live.progress.filter(|progress| progress.total > 0);
         let percent = percent.map(|p| format!(" {} %", u128::from(p.done) * 100 / u128::from(p.total)));
-        systemd::status(&match live.phase {
-            Phase::Idle => format!("connected; {runs} runs; idle"),
-            phase => format!("connected; {runs} runs; {phase:?}{}", percent.unwrap_or_default()),
-        });
+        let doing = status::words(live.phase).unwrap_or("idle");
+        let text = format!("connected; {runs} runs; {doing}{}", percent.unwrap_or_default());
+        if text != self.shown {
+            systemd::status(&text);
+            self.shown = text;
+        }
     }
 }
 

@@ -165,15 +165,7 @@ fn trim() {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn node(folder: &std::path::Path) -> Node {
-        let folder = folder.display();
-        let text = format!(
-            "channel = \"qa\"\nstate = \"{folder}/state\"\n[slots]\na = \"{folder}/a\"\nb = \"{folder}/b\"\n\
-             [activation]\nbackend = \"symlink\"\nlink = \"{folder}/current\"\n"
-        );
-        Node::new(crate::config::Config::parse(std::path::Path::new("agent.toml"), &text).unwrap()).unwrap()
-    }
+    use crate::node::testing::node;
 
     #[test]
     fn nothing_to_do_clears_an_error_but_keeps_an_account() {

@@ -141,7 +141,7 @@ pub enum JournalError {
         holder: String,
     },
     /// The block hashes are not whole.
-    #[error("state folder: {} is damaged ({why}); `goldsync-agent verify` makes it anew", path.display())]
+    #[error("state folder: {} is damaged ({why}) and is not used; the next update makes it anew", path.display())]
     Blocks {
         /// The file.
         path: PathBuf,

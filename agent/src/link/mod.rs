@@ -152,7 +152,7 @@ fn closed(code: u64, reason: &str) -> String {
 }
 
 /// UDP payload bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Wire {
     /// From the server.
     pub received: u64,
@@ -383,5 +383,7 @@ fn grow_buffer(socket: &std::net::UdpSocket, forced: libc::c_int, plain: libc::c
     }
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

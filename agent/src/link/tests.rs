@@ -5,56 +5,10 @@ use std::future::Future;
 use goldsync_proto::digest::Digest;
 use goldsync_proto::refusal::Reason;
 use goldsync_proto::release::Word;
-use goldsync_proto::wire::{ALPN, FRAME_HEAD, NodeSays, Report, ServerSays, frame_len, unframe};
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{RecvStream, SendStream};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::RootCertStore;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use goldsync_proto::wire::{NodeSays, Report, ServerSays};
 
+use super::testing::{Pki, read, request};
 use super::*;
-
-/// A CA of this test's own, and TLS settings for both sides.
-struct Pki {
-    authority: CertifiedIssuer<'static, KeyPair>,
-}
-
-impl Pki {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self { authority: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap() }
-    }
-
-    fn server(&self) -> quinn::ServerConfig {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
-        let certificate = params.signed_by(&key, &self.authority).unwrap();
-        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut tls = rustls::ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key)
-            .unwrap();
-        tls.alpn_protocols = vec![ALPN.to_vec()];
-        quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()))
-    }
-
-    fn client(&self) -> quinn::ClientConfig {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.authority.der().clone()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![ALPN.to_vec()];
-        quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
-    }
-}
 
 /// Serves one connection with `handle` and gives the link to it.
 async fn linked<F, R>(handle: F) -> Link
@@ -72,20 +26,6 @@ where
         server.wait_idle().await;
     });
     Link::connect(&address, pki.client()).await.unwrap()
-}
-
-async fn request(connection: &Connection) -> (Request, SendStream, RecvStream) {
-    let (send, mut recv) = connection.accept_bi().await.unwrap();
-    let request = read(&mut recv).await;
-    (request, send, recv)
-}
-
-async fn read<T: serde::de::DeserializeOwned>(recv: &mut RecvStream) -> T {
-    let mut head = [0; FRAME_HEAD];
-    recv.read_exact(&mut head).await.unwrap();
-    let mut json = vec![0; frame_len(head).unwrap()];
-    recv.read_exact(&mut json).await.unwrap();
-    unframe(&json).unwrap()
 }
 
 fn object() -> Request {

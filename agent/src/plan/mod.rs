@@ -11,17 +11,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use goldsync_proto::block::byte_of;
+use goldsync_proto::block::{Geometry, byte_of};
 use goldsync_proto::digest::{Digest, ImageId};
 use goldsync_proto::limits::{BLOCK, PLAN_WIRE_MAX};
 use goldsync_proto::plan::{Plan, PlanError, Source, Step};
 use goldsync_proto::refusal::Reason;
 use goldsync_proto::release::Section;
 use goldsync_proto::wire::{Answer, Request};
+use tokio_util::sync::CancellationToken;
 
 use crate::fetch::{self, FetchError};
 use crate::job::{Job, JobError};
-use crate::link::LinkError;
+use crate::link::{Link, LinkError};
 
 pub mod own;
 
@@ -30,28 +31,59 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks the server how to make the target from `base`; `None` if it cannot say.
 pub async fn from_server(job: &Arc<Job>, base: Option<ImageId>) -> Result<Option<Plan>, JobError> {
-    let Some(section) = ask(job, base).await? else { return Ok(None) };
-    let wire = fetch::object(&job.link, section, PLAN_WIRE_MAX as u64, "the plan").await?;
-    let fits = |plan: &Plan| plan.base == base && plan.target == job.target.image && plan.geometry == job.geometry;
+    let pair = Pair { base, target: job.target.image, geometry: job.geometry };
+    Ok(fetch_plan(&job.link, &job.stop, pair, PATIENCE).await?.map(|(plan, _)| plan))
+}
+
+/// What a plan is for.
+#[derive(Clone, Copy, Debug)]
+pub struct Pair {
+    /// What is there; `None` for a cold plan.
+    pub base: Option<ImageId>,
+    /// What is wanted.
+    pub target: ImageId,
+    /// Its geometry.
+    pub geometry: Geometry,
+}
+
+/// The server's plan for a pair and its length as it travelled; `None` if there is none within `patience`.
+pub async fn fetch_plan(
+    link: &Link,
+    stop: &CancellationToken,
+    pair: Pair,
+    patience: Duration,
+) -> Result<Option<(Plan, u64)>, JobError> {
+    let Some(section) = ask(link, stop, pair, patience).await? else { return Ok(None) };
+    let wire = fetch::object(link, section, PLAN_WIRE_MAX as u64, "the plan").await?;
+    let Pair { base, target, geometry } = pair;
     match Plan::decode(&wire) {
-        Ok(plan) if fits(&plan) => Ok(Some(plan)),
+        Ok(plan) if (plan.base, plan.target, plan.geometry) == (base, target, geometry) => {
+            Ok(Some((plan, section.length)))
+        }
         Ok(_) => useless("it is for other images"),
         Err(error) => useless(&error),
     }
 }
 
 /// A plan that is no good is the server's fault and costs bytes only.
-fn useless(why: &(impl std::fmt::Display + ?Sized)) -> Result<Option<Plan>, JobError> {
+fn useless<T>(why: &(impl std::fmt::Display + ?Sized)) -> Result<Option<T>, JobError> {
     tracing::warn!("the server's plan is of no use: {why}; going another way");
     Ok(None)
 }
 
-async fn ask(job: &Arc<Job>, base: Option<ImageId>) -> Result<Option<Section>, JobError> {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+async fn ask(
+    link: &Link,
+    stop: &CancellationToken,
+    pair: Pair,
+    patience: Duration,
+) -> Result<Option<Section>, JobError> {
+    let deadline = tokio::time::Instant::now() + patience;
     loop {
-        job.go_on()?;
-        let request = Request::Plan { base, target: job.target.image };
-        match job.link.ask(&request).await {
+        if stop.is_cancelled() {
+            return Err(JobError::Stopped);
+        }
+        let request = Request::Plan { base: pair.base, target: pair.target };
+        match link.ask(&request).await {
             Ok((Answer::Plan { name, length }, _)) => return Ok(Some(Section { name, length })),
             Ok((Answer::Making { retry_ms }, _)) => {
                 // Within bounds, whatever the server says.
@@ -61,7 +93,7 @@ async fn ask(job: &Arc<Job>, base: Option<ImageId>) -> Result<Option<Section>, J
                 }
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
-                    () = job.stop.cancelled() => return Err(JobError::Stopped),
+                    () = stop.cancelled() => return Err(JobError::Stopped),
                 }
             }
             Ok((other, _)) => return Err(fetch::unexpected("a request for a plan", &other).into()),

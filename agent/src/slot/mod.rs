@@ -284,6 +284,14 @@ fn length_of(mut file: &File) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
 }
 
+/// "failed to fill whole buffer" helps nobody.
+fn cut_short(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => io::Error::new(io::ErrorKind::UnexpectedEof, "the slot ends before that"),
+        _ => error,
+    }
+}
+
 /// The kernel may ignore advice, and so may we: correctness never depends on it.
 fn advise(file: &File, advice: Advice) {
     let advice = match advice {

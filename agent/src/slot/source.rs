@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::{Advice, Identity, Kind, SlotError, SlotName, advise, kind_of, length_of, open_error};
+use super::{Advice, Identity, Kind, SlotError, SlotName, advise, cut_short, kind_of, length_of, open_error};
 
 /// A slot open for reading. Reads are `pread`: a disk that fails gives an error, where a mapping would kill the process.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl Source {
             path: self.path.clone(),
             offset,
             length: buffer.len(),
-            error,
+            error: cut_short(error),
         })
     }
 

@@ -13,7 +13,9 @@ use goldsync_proto::block::Geometry;
 use goldsync_proto::limits::BLOCK;
 use rustix::fs::{FallocateFlags, FlockOperation};
 
-use super::{Advice, Identity, Kind, SlotError, SlotName, Source, advise, in_use, kind_of, length_of, open_error};
+use super::{
+    Advice, Identity, Kind, SlotError, SlotName, Source, advise, cut_short, in_use, kind_of, length_of, open_error,
+};
 
 /// What is to be written, and beside what.
 #[derive(Clone, Copy, Debug)]
@@ -208,7 +210,7 @@ impl Standby {
     }
 
     fn read_error(&self, offset: u64, length: usize, error: io::Error) -> SlotError {
-        SlotError::Read { slot: self.name, path: self.path.clone(), offset, length, error }
+        SlotError::Read { slot: self.name, path: self.path.clone(), offset, length, error: cut_short(error) }
     }
 
     fn write_error(&self, offset: u64, length: usize, error: io::Error) -> SlotError {

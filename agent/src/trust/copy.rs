@@ -18,6 +18,7 @@ use crate::disk::{self, DiskError, failed};
 pub(super) const CLOCK: &str = "latest_known_time.json";
 const CURRENT: &str = "current";
 const FIRST: &str = "first.root.json";
+const DOUBT: &str = "doubt";
 
 fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, DiskError> {
     match fs::read(path) {
@@ -30,6 +31,16 @@ fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, DiskError> {
 /// The root that the token named.
 pub(super) fn first_root(dir: &Path) -> Result<Option<Vec<u8>>, DiskError> {
     read_if_there(&dir.join(FIRST))
+}
+
+/// Whether what is held was found to differ from what the server names; see [`set_doubt`].
+pub(super) fn doubt(dir: &Path) -> bool {
+    dir.join(DOUBT).exists()
+}
+
+/// Notes it, until the next copy: versions alone no longer say what the server should send.
+pub(super) fn set_doubt(dir: &Path) -> Result<(), DiskError> {
+    disk::write_new(&dir.join(DOUBT), b"")
 }
 
 /// Forgets it: what follows is about another fleet.
@@ -116,12 +127,14 @@ pub(super) fn replace(dir: &Path, files: &Files, clock: Option<&[u8]>) -> Result
     Ok(())
 }
 
-/// Removes older copies, and what readers that were killed left behind. What cannot be removed is in nobody's way.
+/// Removes older copies, the doubt about them, and what readers that were killed left behind. What cannot be removed
+/// is in nobody's way.
 fn sweep(dir: &Path, current: &str) {
     let stale = |entry: &fs::DirEntry| {
         let age = entry.metadata().and_then(|meta| meta.modified()).ok().and_then(|time| time.elapsed().ok());
         age.is_some_and(|age| age > Duration::from_secs(3600))
     };
+    let _ = fs::remove_file(dir.join(DOUBT));
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let name = name.to_str().unwrap_or_default();

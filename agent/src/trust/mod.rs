@@ -8,6 +8,7 @@
 //!
 //! DIR/first.root.json   the root that the token named
 //! DIR/current           a link to the copy that counts; replacing it is the one atomic step
+//! DIR/doubt             there while the server names other contents than we hold; see [`Trust::have`]
 //! DIR/copy-8/           the newest root, one file a role, the target files asked for so far, and `clock`
 //! ```
 //! Nothing from the network is believed for coming over TLS: a stolen server could hand out anything. It is believed
@@ -70,8 +71,15 @@ impl Trust {
     }
 
     /// Role to version, for `Request::Trust`.
+    ///
+    /// After an answer that did not fit what is held, only the root: a server that was restored from a backup gives
+    /// the same version numbers to other contents, and must send all of them.
     pub fn have(&self) -> BTreeMap<String, u64> {
-        self.versions.clone()
+        let mut versions = self.versions.clone();
+        if copy::doubt(&self.dir) {
+            versions.retain(|role, _| role == ROOT);
+        }
+        versions
     }
 
     /// Takes what the server sent, if it is all that it should be; returns whether anything is new. With no files it
@@ -89,7 +97,13 @@ impl Trust {
         let held = copy::read(&self.dir)?.ok_or(TrustError::NoRoot)?;
         let candidate = merge(held.clone(), files)?;
         let scratch = copy::Scratch::new(&self.dir, &held)?;
-        let view = self.verify(&held, candidate, &scratch).await?;
+        let view = match self.verify(&held, candidate, &scratch).await {
+            Err(error @ TrustError::Damaged(_)) => {
+                copy::set_doubt(&self.dir)?;
+                return Err(error);
+            }
+            verified => verified?,
+        };
         view.check_fresh(now)?;
         let kept = view.kept();
         if kept == held {

@@ -307,14 +307,16 @@ async fn is_refused(what: &str, harm: Harm, tamper: Tamper, expected: &str) {
     let dir = TempDir::new().unwrap();
     let mut trust = Trust::init(dir.path(), &root).unwrap();
     trust.absorb(mint.files()).await.unwrap();
-    let (before, link) = (trust.have(), fs::read_link(dir.path().join("current")).unwrap());
+    let (before, link) = (trust.versions.clone(), fs::read_link(dir.path().join("current")).unwrap());
 
     harm(&mut mint);
     let mut files = mint.files();
     tamper(&mint, &mut files);
     let Err(error) = trust.absorb(files).await else { panic!("{what} was believed") };
     assert!(error.to_string().contains(expected), "{what}: {error}");
-    assert_eq!((trust.have(), fs::read_link(dir.path().join("current")).unwrap()), (before, link), "{what}");
+    let link_now = fs::read_link(dir.path().join("current")).unwrap();
+    assert_eq!((&trust.versions, link_now), (&before, link), "{what}");
+    assert_eq!(Trust::open(dir.path()).unwrap().versions, before, "{what}");
     let desired = trust.desired(&production()).await.unwrap().unwrap();
     assert_eq!(desired.1.image, ImageId::of(b"one"), "{what}");
 }

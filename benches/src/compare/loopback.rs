@@ -29,13 +29,7 @@ pub fn enter() {
         let script = "ip link set lo up && exec \"$0\" \"$@\"";
         let own = std::env::args_os().skip(1);
         let words = ["sh", "-c", script].map(OsStr::new).map(OsStr::to_owned);
-        let error = Command::new("unshare")
-            .arg(flags)
-            .args(words)
-            .arg(&this)
-            .args(own)
-            .env(INSIDE, "1")
-            .exec();
+        let error = Command::new("unshare").arg(flags).args(words).arg(&this).args(own).env(INSIDE, "1").exec();
         eprintln!("goldsync-compare: cannot start again in a name space: {error}");
     }
 }
@@ -85,7 +79,8 @@ mod tests {
 
     #[test]
     fn the_counter_is_found() {
-        let table = "Inter-|   Receive |\n face |bytes packets\n  eth0: 7 1 0\n    lo: 1234567 89 0 0 0 0 0 0 1234567 89\n";
+        let table =
+            "Inter-|   Receive |\n face |bytes packets\n  eth0: 7 1 0\n    lo: 1234567 89 0 0 0 0 0 0 1234567 89\n";
         let crossed = received(table).unwrap();
         assert_eq!(crossed, Crossed { bytes: 1_234_567, packets: 89 });
         let earlier = Crossed { bytes: 1_234_467, packets: 87 };

@@ -120,7 +120,8 @@ fn one(pair: &pairs::Pair, options: &Options, scratch: &Path) -> Result<PairRepo
 }
 
 fn write(options: &Options, report: &Report) -> Result<()> {
-    let into = |path: &PathBuf, text: String| fs::write(path, text).with_context(|| format!("write {}", path.display()));
+    let into =
+        |path: &PathBuf, text: String| fs::write(path, text).with_context(|| format!("write {}", path.display()));
     options.markdown.as_ref().map_or(Ok(()), |path| into(path, report.markdown()))?;
     options.json.as_ref().map_or(Ok(()), |path| into(path, serde_json::to_string_pretty(report)? + "\n"))
 }

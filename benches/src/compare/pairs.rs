@@ -70,7 +70,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
         fs::write(path.join("pairs"), "# made\nrebuilt a b\ngone a c\ndrifted node-drift.ext4 b\n").unwrap();
-        ["a", "b", "node-drift.ext4"].map(|name| fs::write(path.join(name), "x").unwrap());
+        for name in ["a", "b", "node-drift.ext4"] {
+            fs::write(path.join(name), "x").unwrap();
+        }
         let names = |pairs: Vec<Pair>| pairs.into_iter().map(|pair| (pair.name, pair.drifted)).collect::<Vec<_>>();
         assert_eq!(names(find(path, &[]).unwrap()), [("rebuilt".into(), false), ("drifted".into(), true)]);
         assert_eq!(names(find(path, &["rebuilt".into()]).unwrap()), [("rebuilt".into(), false)]);
@@ -83,7 +85,9 @@ mod tests {
     fn without_a_list_the_usual_names_are_looked_for() {
         let folder = tempfile::tempdir().unwrap();
         assert!(find(folder.path(), &[]).unwrap_err().to_string().contains("make-images"));
-        ["old.ext4", "new-hotfix.ext4"].map(|name| fs::write(folder.path().join(name), "x").unwrap());
+        for name in ["old.ext4", "new-hotfix.ext4"] {
+            fs::write(folder.path().join(name), "x").unwrap();
+        }
         assert_eq!(find(folder.path(), &[]).unwrap()[0].name, "hotfix");
     }
 }

@@ -80,19 +80,16 @@ impl PairReport {
     /// The rows worth showing: all of ours, of rsync's the best, the quickest and what one gets without asking.
     fn shown(&self) -> Vec<(&Row, &'static str)> {
         let mut shown: Vec<(&Row, &'static str)> = self.of(Tool::Goldsync).map(|row| (row, "")).collect();
-        let mut rsync = |row: Option<&Row>, mark| {
-            let Some(row) = row else { return };
+        let plain = self.of(Tool::Rsync).find(|row| row.what == "rsync, default block, new file");
+        let picked =
+            [(self.rsync_best(), "fewest bytes"), (self.rsync_quickest(), "least CPU"), (plain, "as it comes")];
+        for (row, mark) in picked {
+            let Some(row) = row else { continue };
             match shown.iter_mut().find(|(known, _)| known.what == row.what) {
-                Some((_, known)) => *known = "fewest bytes and least CPU",
+                Some((_, known)) if mark == "least CPU" => *known = "fewest bytes and least CPU",
+                Some(_) => {}
                 None => shown.push((row, mark)),
             }
-        };
-        // `row` borrows from self, not from `shown`.
-        rsync(self.rsync_best(), "fewest bytes");
-        rsync(self.rsync_quickest(), "least CPU");
-        let plain = self.of(Tool::Rsync).find(|row| row.what == "rsync, default block, new file");
-        if let Some(plain) = plain.filter(|plain| shown.iter().all(|(row, _)| row.what != plain.what)) {
-            shown.push((plain, "as it comes"));
         }
         shown.extend(self.of(Tool::Download).map(|row| (row, "")));
         shown
@@ -171,9 +168,10 @@ impl PairReport {
     fn count_differs(&self) -> Option<(f64, &Row)> {
         let differs = |row: &Row| {
             let wire = row.median.wire() as f64;
-            Some((row.median.interface?.udp_payload() as f64 / wire - 1.0))
+            Some(row.median.interface?.udp_payload() as f64 / wire - 1.0)
         };
-        let all = self.of(Tool::Goldsync).filter(|row| row.median.wire() > 0).filter_map(|row| Some((differs(row)?, row)));
+        let all =
+            self.of(Tool::Goldsync).filter(|row| row.median.wire() > 0).filter_map(|row| Some((differs(row)?, row)));
         all.max_by(|a, b| a.0.abs().total_cmp(&b.0.abs()))
     }
 }

@@ -36,8 +36,11 @@ struct Setting {
 impl Setting {
     fn all() -> impl Iterator<Item = Self> {
         BLOCK_SIZES.into_iter().flat_map(|block| {
-            [(false, true), (true, true), (false, false), (true, false)]
-                .map(|(zstd, in_place)| Self { block, zstd, in_place })
+            [(false, true), (true, true), (false, false), (true, false)].map(|(zstd, in_place)| Self {
+                block,
+                zstd,
+                in_place,
+            })
         })
     }
 

@@ -54,7 +54,8 @@ fn once(bytes: u64, scratch: &Path) -> Result<Stream> {
     fs::write(folder.join("certificate"), made.cert.der())?;
     fs::write(folder.join("key"), made.signing_key.serialize_der())?;
     let this = std::env::current_exe()?;
-    let sender = Command::new(&this).arg(SEND).arg(&folder).arg(bytes.to_string()).spawn().context("start the sender")?;
+    let sender =
+        Command::new(&this).arg(SEND).arg(&folder).arg(bytes.to_string()).spawn().context("start the sender")?;
     let mut sender = Ended(sender);
     let address = folder.join("address");
     let until = Instant::now() + Duration::from_secs(10);
@@ -89,7 +90,9 @@ pub fn be_one() -> Option<ExitCode> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match words[..] {
-        [SEND, folder, bytes] => bytes.parse().context("a number of bytes").and_then(|bytes| in_runtime(send(Path::new(folder), bytes))),
+        [SEND, folder, bytes] => {
+            bytes.parse().context("a number of bytes").and_then(|bytes| in_runtime(send(Path::new(folder), bytes)))
+        }
         [RECEIVE, folder] => in_runtime(receive(Path::new(folder))),
         _ => return None,
     };

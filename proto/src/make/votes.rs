@@ -36,7 +36,10 @@ impl Votes {
             };
             let workers: Vec<_> =
                 base.chunks(part).enumerate().map(|(index, bytes)| scope.spawn(move || sample(index, bytes))).collect();
-            workers.into_iter().flat_map(|worker| worker.join().unwrap_or_default()).collect()
+            workers
+                .into_iter()
+                .flat_map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
         });
         samples.sort_unstable();
         samples.dedup();

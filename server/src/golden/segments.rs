@@ -17,7 +17,8 @@ use crate::store::layout::{Frame, Layout, Place};
 use crate::store::{Objects, StoreError};
 
 /// Bytes unpacked in one segment: what is held in memory to name it, and the granule of later clean-up.
-const SEGMENT_RAW_MAX: u64 = 64 << 20;
+/// Small in tests, so that an image of a few MiB has several.
+const SEGMENT_RAW_MAX: u64 = if cfg!(test) { 4 << 20 } else { 64 << 20 };
 
 /// An image's own blocks, stored.
 #[derive(Debug, Default)]

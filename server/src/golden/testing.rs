@@ -44,7 +44,7 @@ pub(crate) fn prepared(bytes: &[u8]) -> Prepared {
 }
 
 /// The frames that a server asks for.
-pub(crate) async fn asked_frames(uploads: &Uploads, bytes: &[u8]) -> Vec<UploadFrame> {
+pub(crate) async fn asked_frames(uploads: &Arc<Uploads>, bytes: &[u8]) -> Vec<UploadFrame> {
     let image = prepared(bytes);
     let signature = image.sign(|_| ()).unwrap();
     uploads.begin(signature.image, bytes.len() as u64).await.unwrap();

@@ -211,7 +211,7 @@ async fn a_kill_before_the_commit_leaves_nothing_visible_and_the_next_publish_su
 async fn a_disk_that_fills_up_at_any_object_leaves_nothing_visible_and_the_next_publish_succeeds() {
     let folder = tempfile::tempdir().unwrap();
     // Two segments, layout, three sections.
-    let (old, new) = (noise(7, 1), [noise(64 * 256, 2), noise(3, 1), noise(5, 3)].concat());
+    let (old, new) = (noise(7, 1), [noise(4 * 256, 2), noise(3, 1), noise(5, 3)].concat());
     let image = ImageId::of(&new);
     {
         let (_store, uploads) = open_both(folder.path()).await;
@@ -236,7 +236,7 @@ async fn a_disk_that_fills_up_at_any_object_leaves_nothing_visible_and_the_next_
     }
     let store = open_store(folder.path()).await;
     assert!(
-        read_runs(&store, image, &[(0, 1), (64 * 256 - 1, 9)]).await.unwrap()
+        read_runs(&store, image, &[(0, 1), (4 * 256 - 1, 9)]).await.unwrap()
             == [&new[..BLOCK], &new[new.len() - 9 * BLOCK..]].concat()
     );
 }

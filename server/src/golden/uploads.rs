@@ -233,7 +233,12 @@ impl Uploads {
     }
 
     /// Begins an upload, or goes on with it.
-    pub async fn begin(&self, image: ImageId, size: u64) -> Result<UploadState, UploadError> {
+    pub async fn begin(self: &Arc<Self>, image: ImageId, size: u64) -> Result<UploadState, UploadError> {
+        let uploads = self.clone();
+        to_the_end(async move { uploads.begin_now(image, size).await }).await
+    }
+
+    async fn begin_now(&self, image: ImageId, size: u64) -> Result<UploadState, UploadError> {
         if self.store.image(image).is_some() {
             return Ok(UploadState { stored: true });
         }
@@ -250,7 +255,10 @@ impl Uploads {
 
     async fn start(&self, image: ImageId, geometry: Geometry) -> Result<(), UploadError> {
         let mut open = self.open.lock().await;
-        open.remove(&image);
+        if let Some(old) = open.remove(&image) {
+            // Frames that are on their way to the old one find nothing to belong to.
+            *old.state.write().await = State::empty(false);
+        }
         let folder = self.folder.join(image.to_string());
         let upload = blocking(move || Upload::create(folder, image, geometry)).await?;
         open.insert(image, Arc::new(upload));
@@ -271,13 +279,23 @@ impl Uploads {
     }
 
     /// Takes the section `blocks`, and answers which blocks are missing.
-    pub async fn index(&self, image: ImageId, section: Bytes) -> Result<Missing, UploadError> {
+    pub async fn index(self: &Arc<Self>, image: ImageId, section: Bytes) -> Result<Missing, UploadError> {
+        let uploads = self.clone();
+        to_the_end(async move { uploads.index_now(image, section).await }).await
+    }
+
+    async fn index_now(&self, image: ImageId, section: Bytes) -> Result<Missing, UploadError> {
+        let upload = match self.upload(image).await {
+            Err(UploadError::NotBegun { .. }) if self.store.image(image).is_some() => {
+                return Ok(Missing { runs: vec![] });
+            }
+            other => other?,
+        };
+        upload.check_section(&section)?;
+        let mut state = upload.state.write().await;
         if self.store.image(image).is_some() {
             return Ok(Missing { runs: vec![] });
         }
-        let upload = self.upload(image).await?;
-        upload.check_section(&section)?;
-        let mut state = upload.state.write().await;
         if state.section.as_ref() != Some(&section) {
             let (folder, section, every) = (upload.folder.clone(), section.clone(), state.every);
             *state = blocking(move || State::anew(&folder, section, every)).await?;
@@ -299,30 +317,31 @@ impl Uploads {
     }
 
     /// Takes one literal frame: the next missing blocks in order, from block `first` on. Harmless if it came before.
-    pub async fn frame(&self, image: ImageId, first: u32, frame: Bytes) -> Result<(), UploadError> {
+    pub async fn frame(self: &Arc<Self>, image: ImageId, first: u32, frame: Bytes) -> Result<(), UploadError> {
+        let uploads = self.clone();
+        to_the_end(async move { uploads.frame_now(image, first, frame).await }).await
+    }
+
+    async fn frame_now(&self, image: ImageId, first: u32, frame: Bytes) -> Result<(), UploadError> {
+        let upload = match self.upload(image).await {
+            Err(UploadError::NotBegun { .. }) if self.store.image(image).is_some() => return Ok(()),
+            other => other?,
+        };
+        let state = upload.state.read().await;
         if self.store.image(image).is_some() {
             return Ok(());
         }
-        let upload = self.upload(image).await?;
-        let state = upload.state.read().await;
         let (Some(section), Some(asked)) = (state.section.clone(), state.asked.clone()) else {
             return Err(UploadError::NotIndexed);
         };
-        let received = state.received.clone();
-        let folder = upload.frames();
+        let (received, folder) = (state.received.clone(), upload.frames());
         blocking(move || take_frame(&folder, &section, &asked, &received, first, &frame)).await
     }
 
-    /// Stores the image, proves it, and makes it exist. Goes on to its end even if the caller does not wait for it.
+    /// Stores the image, proves it, and makes it exist.
     pub async fn complete(self: &Arc<Self>, image: ImageId) -> Result<Uploaded, UploadError> {
         let uploads = self.clone();
-        match tokio::spawn(async move { uploads.finish(image).await }).await {
-            Ok(done) => done,
-            Err(ended) => match ended.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_) => Err(StoreError::Stopping.into()),
-            },
-        }
+        to_the_end(async move { uploads.finish(image).await }).await
     }
 
     async fn finish(&self, image: ImageId) -> Result<Uploaded, UploadError> {
@@ -339,6 +358,7 @@ impl Uploads {
         }
         match self.prove(&upload, &state).await {
             Ok(uploaded) => {
+                *state = State::empty(false);
                 self.open.lock().await.remove(&image);
                 let folder = upload.folder.clone();
                 blocking(move || remove_folder(&folder)).await?;
@@ -403,6 +423,20 @@ impl Uploads {
         let merged = Arc::new(blocking(merge).await?);
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = merged;
         Ok(())
+    }
+}
+
+/// Runs `work` to its end even if nobody waits for it any more: a publisher that hangs up must not leave a folder that
+/// one thread still writes and the next request believes to be at rest.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, UploadError>> + Send + 'static,
+) -> Result<T, UploadError> {
+    match tokio::spawn(work).await {
+        Ok(done) => done,
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(StoreError::Stopping.into()),
+        },
     }
 }
 

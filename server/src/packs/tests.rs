@@ -237,7 +237,7 @@ async fn a_cold_plan_points_at_the_segments_and_stores_nothing_anew() {
 #[tokio::test]
 async fn a_cold_plan_of_scattered_survivors_is_packed_anew() {
     let folder = tempfile::tempdir().unwrap();
-    let server = open(folder.path()).await;
+    let server = open_with(folder.path(), PacksOptions { failure_kept: Duration::ZERO, ..Default::default() }).await;
     let old = noise(4000, 1);
     publish(&server.uploads, &old).await.unwrap();
     // One block in ten of the first part, one whole frame of the rest, one block of both parts twice.
@@ -247,6 +247,11 @@ async fn a_cold_plan_of_scattered_survivors_is_packed_anew() {
     new.extend_from_slice(&noise(2, 2));
     let added = publish(&server.uploads, &new).await.unwrap().added;
     assert!(added < 200_000, "{added}");
+    // What rotted in the cache is found out before it is packed.
+    let path = folder.path().join("cache").join(format!("{}.img", ImageId::of(&new)));
+    std::os::unix::fs::FileExt::write_all_at(&File::options().write(true).open(path).unwrap(), b"rot", 9000).unwrap();
+    let rotten = server.packs.prepare(None, ImageId::of(&new)).await.unwrap_err().to_string();
+    assert!(rotten.contains("block 2 of cache/"), "{rotten}");
     let plan = server.plan(None, ImageId::of(&new)).await;
     assert!(apply(&server.store, &plan, &[]).await == new);
     assert_eq!(plan.wire_bytes(), (300 + 256 + 2) * BLOCK as u64);
@@ -258,5 +263,48 @@ async fn a_cold_plan_of_scattered_survivors_is_packed_anew() {
             assert!(*pack <= seen, "pack {pack} is used before pack {seen}");
             seen = seen.max(pack + 1);
         }
+    }
+}
+
+/// Runs of blocks from a small pool, so that images share much, with each other and within themselves.
+fn image_of(cuts: &[(usize, usize, u8)]) -> Vec<u8> {
+    let pool = noise(60, 1);
+    let mut bytes = Vec::new();
+    for (from, len, kind) in cuts {
+        match kind {
+            0 => bytes.resize(bytes.len() + len * BLOCK, 0),
+            1 => bytes.extend(noise(*len, *from as u64 + 2)),
+            _ => bytes.extend_from_slice(&pool[from * BLOCK..(from + len) * BLOCK]),
+        }
+    }
+    bytes
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(12))]
+    #[test]
+    fn whatever_is_published_reads_back_and_every_plan_gives_its_target(
+        images in proptest::collection::vec(proptest::collection::vec((0_usize..40, 1_usize..20, 0_u8..5), 1..12), 1..4),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let folder = tempfile::tempdir().unwrap();
+            let server = open(folder.path()).await;
+            let images: Vec<Vec<u8>> = images.iter().map(|cuts| image_of(cuts)).collect();
+            for bytes in &images {
+                publish(&server.uploads, bytes).await.unwrap();
+            }
+            for (at, bytes) in images.iter().enumerate() {
+                let image = ImageId::of(bytes);
+                server.store.forget_whole(image).unwrap();
+                let all = (0, (bytes.len() / BLOCK) as u32);
+                assert!(read_runs(&server.store, image, &[all]).await.unwrap() == *bytes);
+                let cold = server.plan(None, image).await;
+                assert!(apply(&server.store, &cold, &[]).await == *bytes);
+                let base = &images[(at + 1) % images.len()];
+                let plan = server.plan(Some(ImageId::of(base)), image).await;
+                assert!(apply(&server.store, &plan, base).await == *bytes);
+            }
+        });
     }
 }

@@ -11,8 +11,10 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use goldsync_proto::block::{Run, runs_of};
 use goldsync_proto::digest::{Digest, ImageId};
+use goldsync_proto::limits::BLOCK;
 use goldsync_proto::pack::{compress, hash16};
 use goldsync_proto::plan::{Pack, Plan, Step};
+use goldsync_proto::signature::{BlockHashes, block_hash};
 
 use super::files::blocking;
 use super::layout::{Extent, FRAME_BLOCKS_MAX, Layout, Place};
@@ -40,7 +42,12 @@ pub(crate) async fn plan(store: &Arc<Store>, image: ImageId) -> Result<Plan, Sto
         let layout = layout.clone();
         blocking(move || Ok::<_, StoreError>(Draft::of(&layout))).await?
     };
-    let made = if draft.anew.is_empty() { Vec::new() } else { make_anew(store, image, &layout, &draft.anew).await? };
+    let made = if draft.anew.is_empty() { Ok(Vec::new()) } else { make_anew(store, image, &layout, &draft.anew).await };
+    if made.is_err() {
+        // The next attempt begins with a file that is proven anew.
+        store.forget_whole(image)?;
+    }
+    let made = made?;
     Ok(draft.join(image, &layout, &made))
 }
 
@@ -243,12 +250,13 @@ async fn make_anew(
 ) -> Result<Vec<(Digest, Pack)>, StoreError> {
     // Scattered blocks are read in the image's order: from the whole image, else each frame is unpacked over and over.
     store.materialise(image).await?;
+    let hashes = store.block_hashes(image).await?;
     let mut made = Vec::with_capacity(anew.len());
-    let per_object = OBJECT_RAW_MAX / (FULL as usize * goldsync_proto::limits::BLOCK as usize);
+    let per_object = OBJECT_RAW_MAX / (FULL as usize * BLOCK as usize);
     for group in anew.chunks(per_object) {
         let mut packs: Vec<(Pack, Bytes)> = Vec::with_capacity(group.len());
         let runs: Vec<Vec<Run>> = group.iter().map(|blocks| runs_of(blocks.iter().copied())).collect();
-        let mut ready = stream::iter(runs).map(|runs| one_anew(store, image, layout, runs)).buffered(2);
+        let mut ready = stream::iter(runs).map(|runs| one_anew(store, image, layout, &hashes, runs)).buffered(2);
         let mut offset = 0;
         while let Some(next) = ready.next().await {
             let (pack, wire) = next?;
@@ -267,10 +275,19 @@ async fn one_anew(
     store: &Arc<Store>,
     image: ImageId,
     layout: &Layout,
+    hashes: &Bytes,
     runs: Vec<Run>,
 ) -> Result<(Pack, Bytes), StoreError> {
     let raw = store.gather(image, layout, &runs).await?;
+    let hashes = hashes.clone();
     blocking(move || {
+        // What every node will fetch is held against the signature first: a file in the cache may have rotted.
+        let blocks = runs.iter().flat_map(|(first, count)| *first..first + count);
+        for (block, bytes) in blocks.zip(raw.chunks_exact(BLOCK as usize)) {
+            if BlockHashes::new(&hashes).get(block) != Some(block_hash(bytes)) {
+                return Err(StoreError::Rotten { image, block });
+            }
+        }
         let (codec, wire) = compress(&raw, &[], LEVEL);
         let pack = Pack {
             object: 0,

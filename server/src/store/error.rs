@@ -74,6 +74,16 @@ pub enum StoreError {
         /// What its bytes hash to.
         got: ImageId,
     },
+    /// The image's file in the cache is not what was proven any more.
+    #[error(
+        "block {block} of cache/{image}.img changed since it was written; the file is made anew, look after the disk"
+    )]
+    Rotten {
+        /// The image.
+        image: ImageId,
+        /// Which block.
+        block: u32,
+    },
     /// A layout does not decode.
     #[error("the layout {name} is damaged on disk: {source}; restore it from a backup")]
     Layout {

@@ -186,9 +186,12 @@ impl Trust {
             check_target(name, entry, text)?;
             change.targets.insert(name.to_owned(), bytes_of(text));
         }
-        if let Some((name, _)) = target.filter(|(name, _)| !change.targets.contains_key(*name)) {
-            let reason = format!("was sent, but the new version of role {role_name} neither adds nor changes it");
-            return Err(TrustError::Target { target: name.to_owned(), reason });
+        // The same target once more is harmless: a promotion to where the channel points already.
+        if let Some((name, text)) = target.filter(|(name, _)| !change.targets.contains_key(*name)) {
+            let reason = format!("was sent, but the new version of role {role_name} does not list it");
+            let unlisted = TrustError::Target { target: name.to_owned(), reason };
+            let listed = new.signed.targets.get(&role::target_name(name)?).ok_or(unlisted)?;
+            check_target(name, listed, text)?;
         }
         let file = FileName::role(role_name, new.signed.version.get());
         change.metadata.insert(file.to_string(), bytes_of(role_text));

@@ -280,7 +280,7 @@ async fn a_list_of_what_it_may_not_list_or_of_what_was_not_sent_is_refused() {
     let submissions: Vec<Submission<'_>> = vec![
         ("releases", releases(&add), Some((&web2, &dev)), "were signed"),
         ("releases", releases(&add), None, "its text was not sent"),
-        ("releases", releases(&|_| {}), sent, "neither adds nor changes"),
+        ("releases", releases(&|_| {}), sent, "does not list it"),
         ("releases", releases(&removed), None, "no longer lists release_web_1.json"),
         ("releases", releases(&change), held, "changes release_web_1.json"),
         ("releases", lists("channel_dev.json"), Some(("channel_dev.json", &dev)), "may not sign channel_dev.json"),

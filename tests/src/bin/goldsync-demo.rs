@@ -4,16 +4,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use goldsync_tests::{demo, programs};
 
 fn main() -> ExitCode {
-    if let Some(code) = goldsync_tests::programs::be_one() {
-        return code;
-    }
-    match goldsync_tests::demo::run(&goldsync_tests::demo::Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("the demo failed: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    programs::be_one().unwrap_or_else(|| demo::main(&demo::Options::parse()))
 }
