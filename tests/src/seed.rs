@@ -11,7 +11,7 @@ impl Seed {
     }
 
     /// The next number.
-    pub fn number(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -21,18 +21,18 @@ impl Seed {
 
     /// A number below `end`, which is not 0.
     pub fn below(&mut self, end: u64) -> u64 {
-        self.number() % end
+        self.word() % end
     }
 
     /// Whether a thing of this probability (0 to 1) happens.
     pub fn happens(&mut self, probability: f64) -> bool {
-        ((self.number() >> 11) as f64) < probability * (1_u64 << 53) as f64
+        ((self.word() >> 11) as f64) < probability * (1_u64 << 53) as f64
     }
 
     /// Bytes that do not compress.
     pub fn noise(&mut self, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        blake3::Hasher::new().update(&self.number().to_le_bytes()).finalize_xof().fill(&mut bytes);
+        blake3::Hasher::new().update(&self.word().to_le_bytes()).finalize_xof().fill(&mut bytes);
         bytes
     }
 
@@ -58,7 +58,7 @@ impl Seed {
         ];
         let mut text = Vec::with_capacity(len + 32);
         while text.len() < len {
-            let number = self.number();
+            let number = self.word();
             text.extend_from_slice(WORDS[(number % 16) as usize].as_bytes());
             text.extend_from_slice(format!(" {:x} ", (number >> 8) & 0xffff).as_bytes());
         }
@@ -73,8 +73,8 @@ mod tests {
 
     #[test]
     fn a_seed_gives_the_same_bytes_always() {
-        assert_eq!(Seed::new(1).number(), Seed::new(1).number());
-        assert_ne!(Seed::new(1).number(), Seed::new(2).number());
+        assert_eq!(Seed::new(1).word(), Seed::new(1).word());
+        assert_ne!(Seed::new(1).word(), Seed::new(2).word());
         assert_eq!(Seed::new(7).noise(5000), Seed::new(7).noise(5000));
         assert_eq!(Seed::new(7).text(5000).len(), 5000);
         let mut seed = Seed::new(3);

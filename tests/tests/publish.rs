@@ -63,7 +63,7 @@ async fn a_server_restart_under_an_upload() {
     let operator = fleet.operator.clone();
     let publishing = tokio::spawn(async move { operator.try_publish(&path, "web:1").await });
     eventually("the first frames", async || (weight(fleet.data()) > empty + 3 * MIB as u64).then_some(())).await;
-    fleet.crash();
+    fleet.crash().await;
     fleet.up().await;
     let published = publishing.await.expect("publish").ok().json();
     assert_eq!(published["image"], image.id().as_str(), "{published}");
