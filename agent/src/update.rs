@@ -220,9 +220,18 @@ impl Context {
 /// Fetches signed metadata that is newer than ours, and verifies all of it again.
 pub async fn refresh(ctx: &mut Context) -> Result<(), UpdateError> {
     let mut want = Vec::new();
+    let mut doubted = false;
     for _ in 0..TRUST_ROUNDS {
         let files = trust_files(ctx.link()?.as_ref(), ctx.trust.have(), want).await?;
-        ctx.trust.absorb(files).await?;
+        match ctx.trust.absorb(files).await {
+            // What is held may be what does not fit; now all of it is asked for, once.
+            Err(error) if error.misfit() && !doubted => {
+                tracing::info!(%error, "asking for all signed metadata");
+                (doubted, want) = (true, Vec::new());
+                continue;
+            }
+            absorbed => absorbed?,
+        };
         want = ctx.trust.wanted(&ctx.config.channel).await?;
         if want.is_empty() {
             break;

@@ -29,6 +29,16 @@ pub fn flip(path: &Path, seed: u64, blocks: usize) -> Vec<u32> {
     chosen.into_iter().collect()
 }
 
+/// Flips one bit of the byte at a part of a file's length; returns where.
+pub fn flip_byte(path: &Path, at: f64) -> u64 {
+    let file = open(path);
+    let offset = (file.metadata().expect("metadata").len() as f64 * at) as u64;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).expect("byte to flip");
+    file.write_all_at(&[byte[0] ^ 1], offset).expect("byte to flip");
+    offset
+}
+
 /// Overwrites a range with noise.
 pub fn scribble(path: &Path, seed: u64, at: u64, len: usize) {
     open(path).write_all_at(&Seed::new(seed).noise(len), at).expect("noise over a file");

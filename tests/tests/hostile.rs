@@ -245,117 +245,99 @@ async fn sections_of_other_bytes() {
     }
 }
 
-/// Answers of the wrong kind, length or form: what is said, and to which request.
-#[expect(clippy::type_complexity, clippy::too_many_lines, reason = "a table: one row a lie")]
-fn crooked() -> Vec<(&'static str, fn(&Request) -> Say, u8, &'static [&'static str])> {
-    fn trust(request: &Request, say: impl FnOnce() -> Say) -> Say {
-        if matches!(request, Request::Trust { .. }) { say() } else { Say::Truth }
-    }
-    fn object(request: &Request, say: impl FnOnce(u64) -> Say) -> Say {
-        if let Request::Object { length, .. } = request { say(*length) } else { Say::Truth }
-    }
-    vec![
-        (
-            "another answer",
-            |r| trust(r, || Say::answer(&Answer::Making { retry_ms: 1 }, &[])),
-            1,
-            &["signed metadata", "versions"],
-        ),
-        ("no answer", |r| trust(r, || Say::Bytes(vec![])), 4, &["ends after 0"]),
-        ("half a frame's head", |r| trust(r, || Say::Bytes(vec![9, 0])), 4, &["ends after 2"]),
-        ("half a frame", |r| trust(r, || Say::Bytes(vec![9, 0, 0, 0, b'{'])), 4, &["ends after 1 of 9"]),
-        ("a huge frame", |r| trust(r, || Say::Bytes(vec![0xff; 64])), 4, &["4294967295", "65536"]),
-        (
-            "a frame over the limit",
-            |r| trust(r, || Say::Bytes((MESSAGE_MAX as u32 + 1).to_le_bytes().to_vec())),
-            4,
-            &["65537", "65536"],
-        ),
-        (
-            "a frame of noise",
-            |r| trust(r, || Say::Bytes([&40_u32.to_le_bytes()[..], &[0x80; 40]].concat())),
-            4,
-            &["could not be read"],
-        ),
-        ("a frame of other JSON", |r| trust(r, || Say::Bytes(b"\x02\0\0\0[]".to_vec())), 4, &["could not be read"]),
-        (
-            "an answer from the future",
-            |r| trust(r, || Say::Bytes(b"\x10\0\0\0{\"answer\":\"what\"}"[..20].to_vec())),
-            4,
-            &["could not be read"],
-        ),
-        (
-            "metadata without end",
-            |r| {
-                trust(r, || {
-                    Say::Endless(framed(&Answer::Trust {
-                        files: vec![TrustFile { name: "timestamp.json".into(), length: TRUST_FILE_MAX + 1 }],
-                    }))
-                })
-            },
-            4,
-            &["4194305", "4194304"],
-        ),
-        (
-            "metadata of an impossible length",
-            |r| {
-                trust(r, || {
-                    Say::Bytes(framed(&Answer::Trust {
-                        files: vec![TrustFile { name: "timestamp.json".into(), length: u64::MAX }],
-                    }))
-                })
-            },
-            1,
-            &["18446744073709551615"],
-        ),
-        (
-            "a file with a path for a name",
-            |r| {
-                trust(r, || {
-                    Say::answer(
-                        &Answer::Trust { files: vec![TrustFile { name: "../../identity.pem".into(), length: 3 }] },
-                        b"abc",
-                    )
-                })
-            },
-            3,
-            &["identity.pem"],
-        ),
-        (
-            "bytes behind the end",
-            |r| trust(r, || Say::Endless(framed(&Answer::Trust { files: vec![] }))),
-            4,
-            &["bytes follow the end"],
-        ),
-        (
-            "less than was asked for",
-            |r| object(r, |length| Say::answer(&Answer::Object { length: length / 2 }, &vec![0; length as usize / 2])),
-            1,
-            &["offered"],
-        ),
-        (
-            "more than was asked for",
-            |r| object(r, |length| Say::answer(&Answer::Object { length: length * 2 }, &vec![0; 2 * length as usize])),
-            1,
-            &["offered"],
-        ),
-        (
-            "an object that breaks off",
-            |r| object(r, |length| Say::answer(&Answer::Object { length }, &[7])),
-            4,
-            &["ends after 1 of"],
-        ),
-        ("the door", |r| trust(r, || Say::Close(close::PROTOCOL, "go away")), 4, &["closed the connection", "go away"]),
-        ("a revocation", |r| trust(r, || Say::Close(close::REVOKED, "")), 4, &["revoked"]),
-    ]
+/// An answer of the wrong kind, length or form: what it is, what is said to which request, the exit code, and what the error
+/// must say.
+type Crooked = (&'static str, fn(&Request) -> Say, u8, &'static [&'static str]);
+
+fn to_trust(request: &Request, say: impl FnOnce() -> Say) -> Say {
+    if matches!(request, Request::Trust { .. }) { say() } else { Say::Truth }
 }
+
+fn to_object(request: &Request, say: impl FnOnce(u64) -> Say) -> Say {
+    if let Request::Object { length, .. } = request { say(*length) } else { Say::Truth }
+}
+
+fn one_file(name: &str, length: u64) -> Answer {
+    Answer::Trust { files: vec![TrustFile { name: name.into(), length }] }
+}
+
+fn whole_object(length: u64, times: f64) -> Say {
+    let length = (length as f64 * times) as u64;
+    Say::answer(&Answer::Object { length }, &vec![0; length as usize])
+}
+
+const UNKNOWN: &[u8] = b"\x11\0\0\0{\"answer\":\"what\"}";
+
+const CROOKED_FRAMES: &[Crooked] = &[
+    ("no answer", |r| to_trust(r, || Say::Bytes(vec![])), 4, &["ends after 0"]),
+    ("half a head", |r| to_trust(r, || Say::Bytes(vec![9, 0])), 4, &["ends after 2"]),
+    ("half a frame", |r| to_trust(r, || Say::Bytes(vec![9, 0, 0, 0, b'{'])), 4, &["ends after 1 of 9"]),
+    ("a huge frame", |r| to_trust(r, || Say::Bytes(vec![0xff; 64])), 4, &["4294967295", "65536"]),
+    (
+        "a frame over the limit",
+        |r| to_trust(r, || Say::Bytes((MESSAGE_MAX as u32 + 1).to_le_bytes().to_vec())),
+        4,
+        &["65537", "65536"],
+    ),
+    (
+        "a frame of noise",
+        |r| to_trust(r, || Say::Bytes([&40_u32.to_le_bytes()[..], &[0x80; 40]].concat())),
+        4,
+        &["could not be read"],
+    ),
+    ("other JSON", |r| to_trust(r, || Say::Bytes(b"\x02\0\0\0[]".to_vec())), 4, &["could not be read"]),
+    ("an unknown answer", |r| to_trust(r, || Say::Bytes(UNKNOWN.to_vec())), 4, &["could not be read", "what"]),
+    (
+        "another answer",
+        |r| to_trust(r, || Say::answer(&Answer::Making { retry_ms: 1 }, &[])),
+        1,
+        &["signed metadata", "versions"],
+    ),
+    ("the door", |r| to_trust(r, || Say::Close(close::PROTOCOL, "go away")), 4, &["closed the connection", "go away"]),
+    ("a revocation", |r| to_trust(r, || Say::Close(close::REVOKED, "")), 4, &["revoked"]),
+];
+
+const CROOKED_BODIES: &[Crooked] = &[
+    (
+        "metadata without end",
+        |r| to_trust(r, || Say::Endless(framed(&one_file("timestamp.json", TRUST_FILE_MAX + 1)))),
+        4,
+        &["4194305", "4194304"],
+    ),
+    (
+        "metadata of an impossible length",
+        |r| to_trust(r, || Say::Bytes(framed(&one_file("timestamp.json", u64::MAX)))),
+        1,
+        &["18446744073709551615"],
+    ),
+    (
+        "a file with a path for a name",
+        |r| to_trust(r, || Say::answer(&one_file("../../identity.pem", 3), b"abc")),
+        3,
+        &["identity.pem"],
+    ),
+    (
+        "bytes behind the end",
+        |r| to_trust(r, || Say::Endless(framed(&Answer::Trust { files: vec![] }))),
+        4,
+        &["bytes follow the end"],
+    ),
+    ("half an object", |r| to_object(r, |length| whole_object(length, 0.5)), 1, &["offered", "expected"]),
+    ("two objects", |r| to_object(r, |length| whole_object(length, 2.0)), 1, &["offered", "expected"]),
+    (
+        "an object that breaks off",
+        |r| to_object(r, |length| Say::answer(&Answer::Object { length }, &[7])),
+        4,
+        &["ends after 1 of"],
+    ),
+];
 
 /// Goal: whatever the answer is, the error names what is wrong with it, the exit code is the documented one, and the node is
 /// as before.
 #[tokio::test(flavor = "multi_thread")]
 async fn crooked_answers() {
     let scene = Scene::new(7).await;
-    for (what, decide, code, words) in crooked() {
+    for (what, decide, code, words) in CROOKED_FRAMES.iter().chain(CROOKED_BODIES).copied() {
         let (liar, node) = scene.lied_to(decide);
         let (error, got) = node.sync().await.failed();
         assert_eq!(got, code, "{what}: {error}");

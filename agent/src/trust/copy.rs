@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use goldsync_proto::limits::{TRUST_BYTES_MAX, TRUST_FILE_MAX};
-use goldsync_proto::trust::FileName;
+use goldsync_proto::trust::{FileName, ROOT};
+use serde::de::IgnoredAny;
+use tough::schema::{Root, Signed};
 
 use super::TrustError;
 use super::view::Files;
@@ -41,6 +43,15 @@ pub(super) fn doubt(dir: &Path) -> bool {
 /// Notes it, until the next copy: versions alone no longer say what the server should send.
 pub(super) fn set_doubt(dir: &Path) -> Result<(), DiskError> {
     disk::write_new(&dir.join(DOUBT), b"")
+}
+
+/// Forgets it: what is held is what the server names.
+pub(super) fn clear_doubt(dir: &Path) -> Result<(), DiskError> {
+    let path = dir.join(DOUBT);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("cannot remove", &path)(error)),
+        _ => Ok(()),
+    }
 }
 
 /// Forgets it: what follows is about another fleet.
@@ -92,9 +103,38 @@ fn read_copy(dir: &Path) -> Result<Option<Files>, TrustError> {
                 return Err(TrustError::TooMuch { what: format!("{what} of {}", path.display()), got, max });
             }
         }
-        files.insert(name, fs::read(&path).map_err(failed("cannot read", &path))?.into());
+        let bytes = fs::read(&path).map_err(failed("cannot read", &path))?;
+        if sound(&name, &bytes) {
+            files.insert(name, bytes.into());
+        } else {
+            // Only what was learned is lost: the server sends it again, and it is verified again.
+            tracing::warn!(path = %path.display(), "a damaged file of signed metadata counts as none");
+        }
+    }
+    if !files.keys().any(|name| is_root(name))
+        && let Some(first) = first_root(dir)?
+        && let Some(version) = root_version(&first)
+    {
+        // From the root that the token named, every newer one can be climbed to again.
+        files.insert(FileName::role(ROOT, version).to_string(), first.into());
     }
     Ok(Some(files))
+}
+
+fn is_root(name: &str) -> bool {
+    matches!(name.parse(), Ok(FileName::Role { role, .. }) if role == ROOT)
+}
+
+/// Whether a file is one at all, and not what a disk made of it. All else is for the verification to say.
+fn sound(name: &str, bytes: &[u8]) -> bool {
+    if is_root(name) { root_version(bytes).is_some() } else { serde_json::from_slice::<IgnoredAny>(bytes).is_ok() }
+}
+
+/// The version of a root that is signed by its own keys.
+fn root_version(bytes: &[u8]) -> Option<u64> {
+    let root: Signed<Root> = serde_json::from_slice(bytes).ok()?;
+    root.signed.verify_role(&root).ok()?;
+    Some(root.signed.version.get())
 }
 
 /// Makes `files` the copy that counts.

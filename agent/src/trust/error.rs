@@ -138,6 +138,14 @@ pub enum TrustError {
 }
 
 impl TrustError {
+    /// Whether files do not fit together: the answer's with those that are held, or those among themselves.
+    pub fn misfit(&self) -> bool {
+        matches!(
+            self,
+            Self::Damaged(_) | Self::Missing { .. } | Self::Inconsistent(_) | Self::Signature { .. } | Self::Nothing
+        )
+    }
+
     /// Says in our words what `tough` found; `clock` is where the latest known time is kept.
     pub(super) fn from_tough(error: Tough, clock: &std::path::Path) -> Self {
         let rolled_back = |role: &dyn ToString, held, got| Self::RolledBack { role: role.to_string(), held, got };

@@ -52,8 +52,10 @@ impl Trust {
             .map_err(|error| TrustError::Inconsistent(format!("the root cannot be read: {error}")))?;
         let verified = root.signed.verify_role(&root);
         verified.map_err(|error| TrustError::Signature { role: ROOT.to_owned(), reason: error.to_string() })?;
-        if copy::first_root(dir)?.is_some_and(|held| held == root_text.as_bytes()) {
-            return Self::open(dir);
+        if copy::first_root(dir)?.is_some_and(|held| held == root_text.as_bytes())
+            && let Ok(known) = Self::open(dir)
+        {
+            return Ok(known);
         }
         let name = FileName::role(ROOT, root.signed.version.get()).to_string();
         let files = Files::from([(name, Bytes::copy_from_slice(root_text.as_bytes()))]);
@@ -72,8 +74,9 @@ impl Trust {
 
     /// Role to version, for `Request::Trust`.
     ///
-    /// After an answer that did not fit what is held, only the root: a server that was restored from a backup gives
-    /// the same version numbers to other contents, and must send all of them.
+    /// After an answer that did not fit what is held, or when what is held does not fit together, only the root: a server
+    /// that was restored from a backup gives the same version numbers to other contents, and a disk may rot; either way the
+    /// server must send all of it.
     pub fn have(&self) -> BTreeMap<String, u64> {
         let mut versions = self.versions.clone();
         if copy::doubt(&self.dir) {
@@ -91,27 +94,30 @@ impl Trust {
     /// [`Trust::absorb`] at another time.
     pub async fn absorb_at(&mut self, files: Vec<(String, Vec<u8>)>, now: DateTime<Utc>) -> Result<bool, TrustError> {
         if files.is_empty() {
-            self.check_at(now).await?;
+            self.doubtful(self.view().await)?.check_fresh(now)?;
             return Ok(false);
         }
         let held = copy::read(&self.dir)?.ok_or(TrustError::NoRoot)?;
         let candidate = merge(held.clone(), files)?;
         let scratch = copy::Scratch::new(&self.dir, &held)?;
-        let view = match self.verify(&held, candidate, &scratch).await {
-            Err(error @ TrustError::Damaged(_)) => {
-                copy::set_doubt(&self.dir)?;
-                return Err(error);
-            }
-            verified => verified?,
-        };
+        let view = self.doubtful(self.verify(&held, candidate, &scratch).await)?;
         view.check_fresh(now)?;
         let kept = view.kept();
         if kept == held {
+            copy::clear_doubt(&self.dir)?;
             return Ok(false);
         }
         copy::replace(&self.dir, &kept, scratch.clock()?.as_deref())?;
         self.versions = view.versions();
         Ok(true)
+    }
+
+    /// Notes that what is held may be what does not fit, so that all of it is asked for next time.
+    fn doubtful(&self, verified: Result<View, TrustError>) -> Result<View, TrustError> {
+        if verified.as_ref().is_err_and(TrustError::misfit) {
+            copy::set_doubt(&self.dir)?;
+        }
+        verified
     }
 
     /// Verifies the local copy again, expiry included: for when the server has nothing newer.
