@@ -10,14 +10,17 @@ use goldsync_server::config::Config;
 use goldsync_server::daemon::Server;
 use goldsync_server::init::{InitOptions, create};
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 
 use crate::image::Image;
 use crate::machine::Machine;
 use crate::operator::Operator;
+use crate::wait::eventually;
 
 /// A server, its operator, and a scratch folder.
 pub struct Fleet {
-    server: Option<Server>,
+    /// With threads of its own, so that it can be taken away whole.
+    server: Option<(Server, Runtime)>,
     config: Config,
     /// The first operator.
     pub operator: Operator,
@@ -75,26 +78,45 @@ impl Fleet {
     /// Starts the server again. The first time, notes the ports that it got.
     pub async fn up(&mut self) {
         assert!(self.server.is_none(), "the server is up already");
-        let server = Server::start(self.config.clone()).await.unwrap_or_else(|error| panic!("goldsync serve: {error}"));
+        let mut threads = tokio::runtime::Builder::new_multi_thread();
+        let runtime = threads.worker_threads(2).thread_name("server").enable_all().build().expect("threads");
+        let started = runtime.spawn(Server::start(self.config.clone())).await.expect("goldsync serve");
+        let server = started.unwrap_or_else(|error| panic!("goldsync serve: {error}"));
         (self.config.listen, self.config.api) = (server.quic_addr(), server.api_addr());
         self.operator.set("api", &format!("https://{}", server.api_addr()));
         self.operator.set("server", &server.quic_addr().to_string());
-        self.server = Some(server);
+        self.server = Some((server, runtime));
     }
 
     /// Stops the server in good order.
     pub async fn down(&mut self) {
-        self.server.take().expect("a running server").shutdown().await;
+        let (server, runtime) = self.server.take().expect("a running server");
+        runtime.spawn(server.shutdown()).await.expect("the end of goldsync serve");
+        runtime.shutdown_background();
+        self.ports_are_free().await;
     }
 
     /// Takes the server away as a crash does: nothing is written down, nobody is told.
-    pub fn crash(&mut self) {
-        drop(self.server.take().expect("a running server"));
+    pub async fn crash(&mut self) {
+        let (server, runtime) = self.server.take().expect("a running server");
+        runtime.shutdown_background();
+        drop(server);
+        self.ports_are_free().await;
+    }
+
+    /// The kernel takes a port back when its last owner is gone, which is a moment after it was told to go.
+    async fn ports_are_free(&self) {
+        let (listen, api) = (self.config.listen, self.config.api);
+        eventually("the server's ports are free", async || {
+            let udp = std::net::UdpSocket::bind(listen);
+            udp.and_then(|_| std::net::TcpListener::bind(api)).ok().map(drop)
+        })
+        .await;
     }
 
     /// The running server.
     pub fn server(&self) -> &Server {
-        self.server.as_ref().expect("a running server")
+        &self.server.as_ref().expect("a running server").0
     }
 
     /// Where nodes come.
@@ -140,6 +162,15 @@ impl Fleet {
         let machine = self.machine(name);
         machine.enrol(&self.operator).await;
         machine
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        if let Some((server, runtime)) = self.server.take() {
+            runtime.shutdown_background();
+            drop(server);
+        }
     }
 }
 

@@ -42,6 +42,8 @@ pub struct Machine {
     pub slots: [PathBuf; 2],
     /// The channel that it follows.
     pub channel: String,
+    /// The section `[schedule]` of its configuration.
+    pub schedule: String,
     /// More lines for its configuration.
     pub more: String,
 }
@@ -109,8 +111,9 @@ impl Machine {
     pub fn new(name: &str, folder: &Path, server: SocketAddr) -> Self {
         fs::create_dir_all(folder).expect("a machine's folder");
         let slots = ["a.img", "b.img"].map(|file| folder.join(file));
-        let (name, folder, channel, more) = (name.to_owned(), folder.to_owned(), "production".into(), String::new());
-        let machine = Self { name, folder, server, slots, channel, more };
+        let (name, folder, channel) = (name.to_owned(), folder.to_owned(), "production".into());
+        let (schedule, more) = ("splay = \"0\"\n".into(), String::new());
+        let machine = Self { name, folder, server, slots, channel, schedule, more };
         machine.write_config();
         machine
     }
@@ -122,12 +125,13 @@ impl Machine {
             "server = \"{}\"\nchannel = \"{}\"\nstate = \"{}\"\n\
              [slots]\na = \"{a}\"\nb = \"{b}\"\n\
              [activation]\nbackend = \"symlink\"\nlink = \"{}\"\n\
-             [schedule]\nsplay = \"0\"\n\
+             [schedule]\n{}\n\
              [limits]\nthreads = 2\n{}",
             self.server,
             self.channel,
             self.state().display(),
             self.link().display(),
+            self.schedule,
             self.more,
         );
         fs::write(self.config(), text).expect("agent.toml");
