@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DIR/ca.pem, DIR/ca.key           ECDSA P-256, 10 years; its hash is in every enrolment token
-//! DIR/server.pem, DIR/server.key   2 years; made anew at start when less than a third is left, or the names changed
+//! DIR/server.pem, DIR/server.key   2 years; made anew when less than a third is left, or the names changed
 //! ```
 //! A node's certificate says its name (CN), is good for 90 days and for nothing but being a client; the key never
 //! leaves the node. Which certificates are *accepted* is the catalog's business: this module only says whether the
@@ -15,7 +15,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -233,26 +233,46 @@ impl Authority {
     fn server_from(&self, leaf: CertificateDer<'static>, key: &KeyPair) -> Result<ServerCertificate, AuthorityError> {
         let der = PrivateKeyDer::try_from(key.serialize_der()).map_err(tls)?;
         let signer = aws_lc_rs::sign::any_supported_type(&der).map_err(tls)?;
-        Ok(ServerCertificate {
+        let shown = Shown {
             plain: Arc::new(CertifiedKey::new(vec![leaf.clone()], signer.clone())),
             with_authority: Arc::new(CertifiedKey::new(vec![leaf, self.der.clone()], signer)),
-            authority: self.der.clone(),
-        })
+        };
+        Ok(ServerCertificate { shown: Arc::new(RwLock::new(shown)), authority: self.der.clone() })
     }
 }
 
-/// The server's certificate and key, ready to serve.
+/// The server's certificate and key, ready to serve. Clones, and the configurations made of it, show the same one.
 #[derive(Clone, Debug)]
 pub struct ServerCertificate {
-    plain: Arc<CertifiedKey>,
-    with_authority: Arc<CertifiedKey>,
+    shown: Arc<RwLock<Shown>>,
     authority: CertificateDer<'static>,
 }
 
+#[derive(Clone, Debug)]
+struct Shown {
+    plain: Arc<CertifiedKey>,
+    with_authority: Arc<CertifiedKey>,
+}
+
 impl ServerCertificate {
+    fn shown(&self) -> Shown {
+        // A poisoned lock still holds a whole certificate: it is replaced by one assignment.
+        self.shown.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The certificate.
-    pub fn der(&self) -> Option<&CertificateDer<'static>> {
-        self.plain.cert.first()
+    pub fn der(&self) -> Option<CertificateDer<'static>> {
+        self.shown().plain.cert.first().cloned()
+    }
+
+    /// Shows `newer` from the next handshake on. Returns whether it is another one.
+    pub fn replace(&self, newer: &Self) -> bool {
+        let (newer, held) = (newer.shown(), self.shown());
+        let other = newer.plain.cert != held.plain.cert;
+        if other {
+            *self.shown.write().unwrap_or_else(PoisonError::into_inner) = newer;
+        }
+        other
     }
 
     /// For the QUIC listener: TLS 1.3, both ALPNs; a client certificate is not demanded, but verified against the
@@ -293,7 +313,8 @@ impl ResolvesServerCert for ServerCertificate {
     /// A machine that enrols knows only the CA's hash and must be shown the CA; everybody else has it already.
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let enrols = hello.alpn().is_some_and(|mut names| names.any(|name| name == ALPN_ENROL));
-        Some(if enrols { self.with_authority.clone() } else { self.plain.clone() })
+        let shown = self.shown();
+        Some(if enrols { shown.with_authority } else { shown.plain })
     }
 }
 
@@ -477,9 +498,8 @@ mod tests {
         let dir = TempDir::new().unwrap();
         let authority = Authority::create(dir.path(), now()).unwrap();
         let first = names(&["Golden.example", "[::1]", "127.0.0.1"]);
-        let der = |names: &[String], days| {
-            authority.server(names, now() + TimeDelta::days(days)).unwrap().der().unwrap().clone()
-        };
+        let der =
+            |names: &[String], days| authority.server(names, now() + TimeDelta::days(days)).unwrap().der().unwrap();
         let made = der(&first, 0);
         assert_eq!(der(&first, 486), made);
         assert_eq!(der(&names(&["::1", "golden.example", "127.0.0.1"]), 0), made);
@@ -493,6 +513,19 @@ mod tests {
         for bad in [&[][..], &["two words"], &["ü.example"]] {
             assert!(matches!(authority.server(&names(bad), now()), Err(AuthorityError::Name { .. })), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_running_server_shows_its_next_certificate_and_that_once() {
+        let dir = TempDir::new().unwrap();
+        let authority = Authority::create(dir.path(), now()).unwrap();
+        let at = |days| authority.server(&names(&["localhost"]), now() + TimeDelta::days(days)).unwrap();
+        let running = at(0);
+        let clone = running.clone();
+        assert!(!running.replace(&at(486)));
+        let next = at(487);
+        assert!(running.replace(&next) && !running.replace(&next));
+        assert_eq!(clone.der(), next.der());
     }
 
     #[test]

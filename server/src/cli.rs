@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 use goldsync_proto::limits::LABEL_LEN_MAX;
-use goldsync_proto::release::{ReleaseRef, Word};
+use goldsync_proto::release::{RELEASES_ROLE, ReleaseRef, Word};
+use goldsync_proto::trust::{ROOT, SNAPSHOT, TARGETS, TIMESTAMP};
 
 use crate::config::DATA_DEFAULT;
+use crate::trust::is_reserved;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -24,6 +26,7 @@ Examples:
   goldsync token create --valid 1h                let a machine become a node
   goldsync fleet sync --channel staging --now     move now, and watch
   goldsync fleet status                           every node, on one line each
+  goldsync trust status                           what must be signed anew, and until when
 
 Exit codes:
   0   done
@@ -72,7 +75,7 @@ pub enum Verb {
     Publish(Publish),
     /// Point a channel at a release; signed. Its nodes are told at once.
     Promote(Promote),
-    /// Channels: where each one points, and who pointed it there.
+    /// Channels: where each one points, who pointed it there, and making a new one.
     #[command(subcommand)]
     Channel(Channel),
     /// Releases: what was published.
@@ -84,6 +87,9 @@ pub enum Verb {
     /// Nodes: list them, or turn one away for good.
     #[command(subcommand)]
     Node(Node),
+    /// The signed metadata: when each role expires; sign roles anew, replace their keys.
+    #[command(subcommand)]
+    Trust(Trust),
     /// The whole fleet: bring it to its channel's release now, or see how it is.
     #[command(subcommand)]
     Fleet(Fleet),
@@ -220,6 +226,91 @@ pub enum Channel {
     List(Json),
     /// What a channel pointed at, newest first, and who pointed it there.
     History(ChannelHistory),
+    /// Make a channel, with a signing key of its own.
+    Create(ChannelCreate),
+}
+
+/// `goldsync channel create`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  goldsync channel create canary
+  goldsync promote web:2026.11.21 canary
+
+Changes: makes keys/channel-NAME.pem in the operator's folder and has `targets` name it. Needs the key of `targets` in \
+the folder, which belongs off-line: bring it back for this. Interrupted, the same command ends what was begun.")]
+pub struct ChannelCreate {
+    /// Its name, for example `canary`.
+    #[arg(value_name = "NAME", value_parser = new_channel)]
+    pub channel: Word,
+    /// Text or JSON.
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `goldsync trust`
+#[derive(Debug, Subcommand)]
+pub enum Trust {
+    /// Every role: its version, when it expires, and whether its key is in this operator's folder.
+    #[command(after_help = TRUST_STATUS_HELP)]
+    Status(Json),
+    /// Sign roles anew: they say the same, for another year.
+    Renew(TrustRenew),
+    /// Give roles new keys: one was stolen, was lost, or has been used for long enough.
+    Rotate(TrustRotate),
+}
+
+const TRUST_STATUS_HELP: &str = "\
+Columns:
+  DAYS LEFT  whole days until the role expires; after that, nodes take nothing new that depends on it
+  KEY        here       in this folder
+             unfinished in this folder; `goldsync trust rotate` was cut short: run it again
+             replaced   this folder's key is not the one that the fleet knows; it can sign nothing any more
+             elsewhere  not in this folder
+             server     the server's own; it renews these roles by itself
+
+A role with less than 30 days left is named on standard error. Exit 3 if one has expired.";
+
+/// `goldsync trust renew`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  goldsync trust renew                     every role whose key is in this folder
+  goldsync trust renew root targets        once a year, with the off-line keys brought back into keys/
+
+Changes: the next version of each role, good for a year from now; nodes take it at their next check. Publishing renews \
+`releases` and promoting renews the channel's role, so that only roles at rest need this.")]
+pub struct TrustRenew {
+    /// root, targets, releases or channel-NAME; repeatable [default: every role whose key is in this folder].
+    #[arg(value_name = "ROLE", value_parser = operator_role)]
+    pub roles: Vec<String>,
+    /// Text or JSON.
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `goldsync trust rotate`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  goldsync trust rotate releases channel-production      a laptop was stolen
+  goldsync trust rotate root targets                     new off-line keys
+  goldsync trust rotate online                           the server was broken into, and is clean again
+
+Changes: makes the new key in keys/, has the metadata name it, and puts it into the place of the old one, which is kept \
+as ROLE.old.pem and signs nothing any more. Nodes take it at their next check and need nothing else. Needs \
+in the folder: for releases and channels the key of `targets`, for targets and online that of `root`, for \
+root the old one. Interrupted, the same command ends what was begun.
+
+What the role said before is signed with the new key as it is. If the old key was stolen, look at `goldsync release \
+list` and `goldsync channel history`, and promote what should run.")]
+pub struct TrustRotate {
+    /// root, targets, releases, channel-NAME, or `online` for the server's own two; repeatable.
+    #[arg(value_name = "ROLE", required = true, value_parser = rotated_role)]
+    pub roles: Vec<String>,
+    /// Text or JSON.
+    #[command(flatten)]
+    pub json: Json,
 }
 
 /// `goldsync channel history`
@@ -454,6 +545,56 @@ pub struct Man {
     pub dir: Option<PathBuf>,
 }
 
+/// What stands for the server's two roles where a role is asked for.
+pub const ONLINE: &str = "online";
+
+/// Why a text is not a role that an operator signs, or not the name of a new channel.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RoleError {
+    /// Not known.
+    #[error(
+        "{text:?} is not a role that an operator signs: write root, targets, releases or channel-NAME; `goldsync trust status` lists them"
+    )]
+    Unknown {
+        /// What was given, cut to 80 characters.
+        text: String,
+    },
+    /// The server's.
+    #[error("the server renews {text} by itself; `goldsync trust rotate {ONLINE}` gives it new keys")]
+    Server {
+        /// Which.
+        text: String,
+    },
+    /// The key's file would have a name that is taken.
+    #[error("a channel's name cannot end in .next or .old, because key files are named so; choose another")]
+    Reserved,
+    /// Not a word.
+    #[error(transparent)]
+    Word(#[from] goldsync_proto::release::WordError),
+}
+
+/// `root`, `targets`, `releases` or `channel-NAME`.
+pub fn operator_role(text: &str) -> Result<String, RoleError> {
+    let channel = text.strip_prefix("channel-").is_some_and(|name| name.parse::<Word>().is_ok());
+    match text {
+        ROOT | TARGETS | RELEASES_ROLE => Ok(text.to_owned()),
+        _ if channel && !is_reserved(text) => Ok(text.to_owned()),
+        SNAPSHOT | TIMESTAMP | ONLINE => Err(RoleError::Server { text: text.to_owned() }),
+        _ => Err(RoleError::Unknown { text: text.chars().take(80).collect() }),
+    }
+}
+
+/// The same, or `online`.
+pub fn rotated_role(text: &str) -> Result<String, RoleError> {
+    if text == ONLINE { Ok(text.to_owned()) } else { operator_role(text) }
+}
+
+/// A channel's name that its key can be filed under.
+pub fn new_channel(text: &str) -> Result<Word, RoleError> {
+    let name: Word = text.parse()?;
+    if is_reserved(text) { Err(RoleError::Reserved) } else { Ok(name) }
+}
+
 /// The whole definition, for man pages, completions and tests.
 pub fn command() -> clap::Command {
     Cli::command()
@@ -635,6 +776,13 @@ mod tests {
             &|cli| matches!(&cli.verb, Verb::Fleet(Fleet::Status(s)) if s.which.selector.labels.len() == 1),
         );
         check("goldsync audit --limit 5", &|cli| matches!(&cli.verb, Verb::Audit(a) if a.limit == 5));
+        check("goldsync channel create canary", &|cli| matches!(&cli.verb, Verb::Channel(Channel::Create(_))));
+        check("goldsync trust status --json", &|cli| matches!(&cli.verb, Verb::Trust(Trust::Status(j)) if j.json));
+        check("goldsync trust renew", &|cli| matches!(&cli.verb, Verb::Trust(Trust::Renew(r)) if r.roles.is_empty()));
+        check(
+            "goldsync trust rotate root channel-dev online",
+            &|cli| matches!(&cli.verb, Verb::Trust(Trust::Rotate(r)) if r.roles == ["root", "channel-dev", "online"]),
+        );
         check("goldsync completions zsh", &|cli| matches!(&cli.verb, Verb::Completions(_)));
         check("goldsync man out", &|cli| matches!(&cli.verb, Verb::Man(m) if m.dir == Some("out".into())));
     }
@@ -651,6 +799,12 @@ mod tests {
             ("goldsync token create --uses 0", "--uses"),
             ("goldsync fleet sync", "--channel"),
             ("goldsync audit --limit 0", "--limit"),
+            ("goldsync trust renew release", "channel-NAME"),
+            ("goldsync trust renew channel-dev.old", "trust status"),
+            ("goldsync trust renew timestamp", "rotate online"),
+            ("goldsync trust rotate", "<ROLE>"),
+            ("goldsync channel create dev.next", ".next"),
+            ("goldsync channel create Dev", "lower-case"),
             ("goldsync init --listen gold", "--listen"),
             ("goldsync sing", "publish"),
         ] {

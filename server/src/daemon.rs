@@ -153,7 +153,7 @@ impl Server {
         let (quit, http, mut tasks) = (CancellationToken::new(), Handle::new(), JoinSet::new());
         tasks.spawn(named("session", session::serve(hub.clone(), endpoint, quit.clone())));
         tasks.spawn(named("roster", hub.roster.clone().keep_writing(quit.clone())));
-        tasks.spawn(named("refresh", keep_fresh(hub.clone(), quit.clone())));
+        tasks.spawn(named("refresh", keep_fresh(hub.clone(), certificate.clone(), quit.clone())));
         tasks.spawn(named("orders", give_up(hub.clone(), quit.clone())));
         tasks.spawn(named("watchdog", watchdog(hub.clone(), quit.clone())));
         let serve = api::serve(hub.clone(), listener, tls, http.clone());
@@ -269,7 +269,7 @@ fn listen_api(address: SocketAddr) -> Result<TcpListener, DaemonError> {
 }
 
 /// Signs short-lived metadata anew before it expires.
-async fn keep_fresh(hub: Arc<Hub>, quit: CancellationToken) {
+async fn keep_fresh(hub: Arc<Hub>, certificate: ServerCertificate, quit: CancellationToken) {
     let mut wait = REFRESH_EVERY;
     while timeout(wait, quit.cancelled()).await.is_err() {
         wait = REFRESH_EVERY;
@@ -286,7 +286,19 @@ async fn keep_fresh(hub: Arc<Hub>, quit: CancellationToken) {
             wait = REFRESH_AGAIN;
         }
         warn_of_expiry(&hub.trust);
+        if let Err(error) = renew_certificate(&hub, &certificate) {
+            tracing::error!(%error, "the server's certificate could not be looked after; peers refuse it when it expires");
+        }
     }
+}
+
+/// Makes the server's certificate anew when it is due, and shows it from the next handshake on.
+fn renew_certificate(hub: &Hub, certificate: &ServerCertificate) -> Result<(), AuthorityError> {
+    let due = hub.authority.server(&certificate_names(&hub.config), Utc::now())?;
+    if certificate.replace(&due) {
+        tracing::info!("the server's certificate was due and is a new one now");
+    }
+    Ok(())
 }
 
 /// What the server cannot sign itself needs an operator in time.

@@ -217,6 +217,58 @@ async fn a_node_follows_two_new_roots_at_once() {
     assert_eq!(late.have(), node.have());
 }
 
+/// A node that holds metadata of before follows every renewal and every new key, and so does one that comes late.
+#[tokio::test]
+async fn a_node_follows_renewed_roles_and_new_keys() {
+    let mut fleet = Fleet::new().await;
+    fleet.publish("web:1").await;
+    fleet.promote("production", "web:1").await;
+    let mut node = fleet.node("node");
+    check(&fleet.trust, &mut node, &production()).await.unwrap();
+
+    for role in ["targets", "releases", "channel-production"] {
+        let text = fleet.operator.renew(&fleet.trust.files(), role, Utc::now()).await.unwrap();
+        fleet.trust.submit_roles(&BTreeMap::from([(role.to_owned(), text)])).await.unwrap();
+    }
+    check(&fleet.trust, &mut node, &production()).await.unwrap();
+    assert_eq!(node.have(), fleet.trust.versions());
+
+    let canary: Word = "canary".parse().unwrap();
+    for delegate in [Delegate::Releases, Delegate::Channel(production()), Delegate::Channel(canary.clone())] {
+        let role = delegate.role();
+        fleet.operator.keys_mut().successor(&role).unwrap();
+        let key = fleet.operator.keys().pending(&role).unwrap();
+        let roles = fleet.operator.delegate(&fleet.trust.files(), &delegate, key, Utc::now()).await.unwrap();
+        fleet.trust.submit_roles(&roles).await.unwrap();
+        fleet.operator.keys_mut().install(&role).unwrap();
+    }
+    check(&fleet.trust, &mut node, &production()).await.unwrap();
+    assert_eq!(desired(&node, &production()).await.as_deref(), Some("web:1"));
+
+    for role in ["root", "targets"] {
+        fleet.operator.keys_mut().successor(role).unwrap();
+    }
+    let online = fleet.trust.next_online().await.unwrap();
+    let keys = fleet.operator.keys();
+    let new = NewRoot { root: keys.pending("root"), targets: keys.pending("targets"), online: Some(&online) };
+    let roles = fleet.operator.next_root(&fleet.trust.files(), &new, Utc::now()).await.unwrap();
+    fleet.trust.submit_roles(&roles).await.unwrap();
+    for role in ["root", "targets"] {
+        fleet.operator.keys_mut().install(role).unwrap();
+    }
+    fleet.publish("web:2").await;
+    fleet.promote("production", "web:2").await;
+    fleet.promote("canary", "web:1").await;
+    let mut late = fleet.node("late");
+    for node in [&mut node, &mut late] {
+        check(&fleet.trust, node, &production()).await.unwrap();
+        assert_eq!(desired(node, &production()).await.as_deref(), Some("web:2"));
+        check(&fleet.trust, node, &canary).await.unwrap();
+        assert_eq!(desired(node, &canary).await.as_deref(), Some("web:1"));
+    }
+    assert_eq!(late.have(), node.have());
+}
+
 /// A fleet whose server was restored from a backup that lacks `web:2`, and a node that runs `web:2`.
 async fn restored() -> (Fleet, NodeTrust) {
     let fleet = Fleet::new().await;

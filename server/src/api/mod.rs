@@ -22,6 +22,7 @@ mod schema;
 mod status;
 #[cfg(test)]
 mod tests;
+mod trust;
 pub mod types;
 mod uploads;
 

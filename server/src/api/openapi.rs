@@ -4,7 +4,7 @@ use axum::Json;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{channels, fleet, nodes, releases, schema, status, types, uploads};
+use super::{channels, fleet, nodes, releases, schema, status, trust, types, uploads};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -14,7 +14,8 @@ use super::{channels, fleet, nodes, releases, schema, status, types, uploads};
             Every error is a Problem."
     ),
     paths(
-        status::status, status::audit, status::trust, show,
+        status::status, status::audit, show,
+        trust::show, trust::submit, trust::online,
         uploads::begin, uploads::blocks, uploads::frame, uploads::complete,
         releases::list, releases::publish, releases::show,
         channels::list, channels::promote, channels::history,
@@ -25,7 +26,7 @@ use super::{channels, fleet, nodes, releases, schema, status, types, uploads};
         types::Problem, types::Status, types::UploadRequest, types::UploadState, types::Missing, types::Uploaded,
         types::ReleaseRequest, types::Release, types::PromoteRequest, types::Channel, types::Promotion,
         types::TokenRequest, types::Token, types::Node, types::SyncRequest, types::SyncOrder, types::SyncEvent,
-        types::AuditEntry, types::TrustFiles,
+        types::AuditEntry, types::TrustFiles, types::TrustRequest, types::TrustRole, types::OnlineKeys,
         schema::Manifest, schema::Sections, schema::Section, schema::Pointer, schema::Report, schema::SlotReport,
         schema::Progress, schema::Outcome, schema::Account,
     )),

@@ -9,7 +9,7 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodFilter, on};
 
 use super::problem::ApiError;
-use super::{auth, channels, fleet, nodes, openapi, releases, status, uploads};
+use super::{auth, channels, fleet, nodes, openapi, releases, status, trust, uploads};
 use crate::hub::Hub;
 
 /// A router that knows its own paths.
@@ -44,7 +44,9 @@ pub fn all(hub: &Arc<Hub>) -> Routes {
     let mut routes = Routes::new()
         .on(GET, "/v1/status", status::status)
         .on(GET, "/v1/audit", status::audit)
-        .on(GET, "/v1/trust", status::trust)
+        .on(GET, "/v1/trust", trust::show)
+        .on(POST, "/v1/trust", trust::submit)
+        .on(POST, "/v1/trust/online", trust::online)
         .on(POST, "/v1/uploads", uploads::begin)
         .on(PUT, "/v1/uploads/{image}/blocks", uploads::blocks)
         .on(PUT, "/v1/uploads/{image}/frames/{first}", uploads::frame)

@@ -1,4 +1,4 @@
-//! How the server is, what was done on it, and the signed metadata that it holds.
+//! How the server is, and what was done on it.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use axum::extract::{Query, State};
 use serde::Deserialize;
 
 use super::problem::{ApiError, ApiResult};
-use super::types::{AuditEntry, Problem, Status, TrustFiles};
+use super::types::{AuditEntry, Problem, Status};
 use crate::hub::Hub;
 
 /// The server in a few figures.
@@ -46,11 +46,4 @@ pub async fn audit(
         return Err(ApiError::bad_request(format!("limit = {limit} is more than {AUDIT_MAX}")));
     }
     Ok(Json(hub.catalog.audit(limit).await?))
-}
-
-/// The signed metadata, from which the next version of a role is made.
-#[utoipa::path(get, path = "/v1/trust", tag = "server",
-    responses((status = 200, body = TrustFiles), (status = 401, body = Problem)))]
-pub async fn trust(State(hub): State<Arc<Hub>>) -> Json<TrustFiles> {
-    Json(TrustFiles { files: hub.trust.files() })
 }

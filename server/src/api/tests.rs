@@ -211,3 +211,35 @@ async fn two_servers_do_not_share_a_folder() {
     let error = crate::daemon::Server::start(nowhere).await.err().unwrap().to_string();
     assert!(error.contains("goldsync init"), "{error}");
 }
+
+#[tokio::test]
+async fn roles_are_taken_by_their_signatures_and_recorded_once() {
+    let fleet = Fleet::start().await;
+    let files: super::types::TrustFiles = fleet.get("/v1/trust").await;
+    let text = fleet.signer.renew(&files.files, "releases", chrono::Utc::now()).await.unwrap();
+    for _ in 0..2 {
+        let body = json!({ "roles": { "releases": text } });
+        let (status, taken): (_, Vec<super::types::TrustRole>) = fleet.post("/v1/trust", &body).await;
+        assert_eq!((status, taken[0].role.as_str(), taken[0].version), (StatusCode::OK, "releases", 2));
+    }
+    let acts: Vec<_> = fleet.audit().await.into_iter().filter(|entry| entry.what == "trust.submit").collect();
+    assert_eq!(acts.len(), 1, "the same again changes nothing");
+    // Two versions on, another's signature, nothing at all.
+    let late = fleet.signer.renew(&files.files, "releases", chrono::Utc::now() + chrono::TimeDelta::days(1)).await;
+    let forged = text.replace("\"version\":2", "\"version\":3");
+    for (body, status, code) in [
+        (json!({ "roles": { "releases": late.unwrap() } }), StatusCode::CONFLICT, "conflict"),
+        (json!({ "roles": { "releases": forged } }), StatusCode::UNPROCESSABLE_ENTITY, "not_trusted"),
+        (json!({ "roles": { "timestamp": text } }), StatusCode::UNPROCESSABLE_ENTITY, "not_trusted"),
+        (json!({ "roles": {} }), StatusCode::BAD_REQUEST, "bad_request"),
+        (json!({}), StatusCode::BAD_REQUEST, "bad_request"),
+    ] {
+        let (got, problem): (_, Problem) = fleet.post("/v1/trust", &body).await;
+        assert_eq!((got, problem.code.as_str()), (status, code), "{problem:?}");
+    }
+    // Asked again, the same keys, and nothing uses them yet.
+    let (_, one): (_, super::types::OnlineKeys) = fleet.post("/v1/trust/online", &json!({})).await;
+    let (_, two): (_, super::types::OnlineKeys) = fleet.post("/v1/trust/online", &json!({})).await;
+    assert_eq!((one.snapshot, one.timestamp), (two.snapshot, two.timestamp));
+    assert_eq!(fleet.server().hub().trust.versions()["root"], 1);
+}

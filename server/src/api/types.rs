@@ -251,7 +251,7 @@ pub struct AuditEntry {
     pub at: String,
     /// The operator or node.
     pub who: String,
-    /// `release.publish`, `channel.promote`, `token.create`, `node.enrol`, `node.revoke`, `fleet.sync`, ...
+    /// `release.publish`, `channel.promote`, `trust.submit`, `token.create`, `node.enrol`, `node.revoke`, `fleet.sync`, ...
     pub what: String,
     /// On what, with its values.
     pub detail: String,
@@ -264,4 +264,33 @@ pub struct AuditEntry {
 pub struct TrustFiles {
     /// File name (`1.root.json`, `timestamp.json`, `3.releases.json`, ...) to text.
     pub files: BTreeMap<String, String>,
+}
+
+/// `POST /v1/trust`: the next versions of roles that list no new target file: the same for longer, new keys, a new
+/// channel. All of them or none. Sending the same again changes nothing.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct TrustRequest {
+    /// Role (`root`, `targets`, `releases`, `channel-…`) to its signed text.
+    pub roles: BTreeMap<String, String>,
+}
+
+/// A role of the signed metadata. Answer to [`TrustRequest`]: those that were sent, as the server holds them now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TrustRole {
+    /// Its name.
+    pub role: String,
+    /// Its version.
+    pub version: u64,
+    /// When it expires.
+    pub expires: String,
+}
+
+/// Answer to `POST /v1/trust/online` (empty body): the public halves of the keys that shall follow the server's own.
+/// They are made at the first call and used once a root names them. Each is a TUF key object, JSON text.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct OnlineKeys {
+    /// Of `snapshot`.
+    pub snapshot: String,
+    /// Of `timestamp`.
+    pub timestamp: String,
 }

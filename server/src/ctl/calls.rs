@@ -50,6 +50,16 @@ impl Client {
         self.get(&Call::new(Method::GET, ["trust"])).await
     }
 
+    /// `POST /v1/trust`; what a refusal means is the caller's to say.
+    pub async fn submit_roles(&self, request: &types::TrustRequest) -> Outcome<Result<Vec<types::TrustRole>, Refusal>> {
+        self.try_get(&Call::new(Method::POST, ["trust"]).idempotent().json(request)?).await
+    }
+
+    /// `POST /v1/trust/online`
+    pub async fn online_keys(&self) -> Outcome<types::OnlineKeys> {
+        self.get(&Call::new(Method::POST, ["trust", "online"]).idempotent()).await
+    }
+
     /// `POST /v1/uploads`
     pub async fn begin_upload(&self, image: ImageId, size: u64) -> Outcome<types::UploadState> {
         let call = Call::new(Method::POST, ["uploads"]).idempotent().patient();

@@ -31,6 +31,7 @@ mod status;
 mod sync;
 mod table;
 mod token;
+mod trust;
 mod upload;
 mod watch;
 
@@ -96,6 +97,10 @@ async fn at_the_desk(verb: Verb, folder: Option<PathBuf>, interrupted: &Interrup
         Verb::Promote(args) => channel::promote(&desk, &args).await,
         Verb::Channel(cli::Channel::List(json)) => channel::list(&desk, json).await,
         Verb::Channel(cli::Channel::History(args)) => channel::history(&desk, &args).await,
+        Verb::Channel(cli::Channel::Create(args)) => trust::create_channel(&desk, &args).await,
+        Verb::Trust(cli::Trust::Status(json)) => trust::status(&desk, json).await,
+        Verb::Trust(cli::Trust::Renew(args)) => trust::renew(&desk, &args).await,
+        Verb::Trust(cli::Trust::Rotate(args)) => trust::rotate(&desk, &args).await,
         Verb::Release(cli::Release::List(args)) => release::list(&desk, &args).await,
         Verb::Release(cli::Release::Show(args)) => release::show(&desk, &args).await,
         Verb::Token(cli::Token::Create(args)) => token::create(&desk, &args).await,

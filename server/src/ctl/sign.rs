@@ -15,7 +15,7 @@ use crate::api::types::{PromoteRequest, ReleaseRequest};
 use crate::trust::{Fault, Operator as Signer, TrustError};
 
 /// How often to sign anew when others are faster.
-const TURNS: u32 = 5;
+pub const TURNS: u32 = 5;
 
 /// Opens the keys of the desk's folder, and makes sure that the one that will be needed is there: better now than
 /// after 20 GiB.
@@ -63,7 +63,7 @@ pub async fn pointer(desk: &Desk, signer: &Signer, pointer: &Pointer) -> Outcome
     Err(outpaced())
 }
 
-fn outpaced() -> Failure {
+pub fn outpaced() -> Failure {
     Failure::new(
         Code::Failed,
         format!("others were faster {TURNS} times: each time the metadata moved on before ours came"),

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::*;
 use crate::api::types::Uploaded;
-use crate::cli::{FleetSync, Json, Label, NodeRevoke, Promote, Publish, Selector, TokenCreate};
+use crate::cli::{FleetSync, Json, Label, NodeRevoke, Promote, Publish, Selector, TokenCreate, TrustRenew};
 use crate::testing::{Control, Fleet, image, word};
 use client::place::Place;
 use fail::Code;
@@ -356,4 +356,87 @@ async fn nobody_to_sync_is_a_failure() {
     let fleet = Fleet::start().await;
     let failure = sync::run(&desk(&fleet), &sync_args(true)).await.unwrap_err();
     assert!(failure.message.starts_with("no node follows channel staging"), "{failure}");
+}
+
+/// Goal: rotation and renewal end to end, over HTTPS. Method: the verbs, and a node's view of what the server hands out.
+#[tokio::test]
+async fn roles_are_renewed_and_keys_replaced_and_channels_made() {
+    let mut fleet = Fleet::start().await;
+    let desk = desk(&fleet);
+    publish_bytes(&desk, &image(1, 40), "1").await.unwrap();
+    channel::promote(&desk, &promote_args("web:1", "dev")).await.unwrap();
+    let held = |fleet: &Fleet| fleet.server().hub().trust.versions();
+
+    let args = TrustRenew { roles: vec![], json: TEXT };
+    trust::renew(&desk, &args).await.unwrap();
+    let versions = held(&fleet);
+    assert_eq!((versions["root"], versions["targets"], versions["releases"], versions["channel-dev"]), (2, 2, 3, 3));
+
+    for role in ["releases", "channel-dev", "targets", "root", "online"] {
+        let rotated = trust::rotate_one(&desk, role).await.unwrap();
+        assert_eq!(rotated.old_key.is_some(), role != "online", "{role}");
+        assert!(!rotated.signed.is_empty());
+    }
+    let made = trust::introduce(&desk, &word("canary")).await.unwrap();
+    assert_eq!(made.old_key, None);
+    let again = trust::introduce(&desk, &word("canary")).await.unwrap_err();
+    assert!(again.remedy.unwrap().contains("trust rotate channel-canary"));
+    // Every new key is in its place and does its work.
+    publish_bytes(&desk, &image(2, 40), "2").await.unwrap();
+    for channel in ["dev", "canary"] {
+        channel::promote(&desk, &promote_args("web:2", channel)).await.unwrap();
+    }
+    trust::renew(&desk, &args).await.unwrap();
+    trust::status(&desk, TEXT).await.unwrap();
+    let keys = fleet.folder().join("trust/keys");
+    assert!(keys.join("snapshot.old.pem").exists() && !keys.join("snapshot.next.pem").exists());
+    let before = held(&fleet);
+    fleet.restart().await;
+    assert_eq!(held(&fleet), before);
+    let acts = fleet.audit().await.into_iter().filter(|entry| entry.what == "trust.submit").collect::<Vec<_>>();
+    assert!(acts.iter().all(|entry| entry.who == "alice"));
+    assert!(acts.last().unwrap().detail.starts_with("root version 2 until "), "{acts:?}");
+}
+
+#[tokio::test]
+async fn a_rotation_that_was_cut_short_is_ended_by_the_same_command() {
+    let fleet = Fleet::start().await;
+    let desk = desk(&fleet);
+    // The server took it and the answer was lost: named, and not installed.
+    let mut signer = crate::trust::Operator::open(&desk.operator.folder).unwrap();
+    let next = signer.keys_mut().successor("root").unwrap().id();
+    let files = desk.client.trust().await.unwrap().files;
+    let new = crate::trust::NewRoot { root: signer.keys().pending("root"), ..Default::default() };
+    let roles = signer.next_root(&files, &new, chrono::Utc::now()).await.unwrap();
+    desk.client.submit_roles(&crate::api::types::TrustRequest { roles }).await.unwrap().unwrap();
+
+    let ended = trust::rotate_one(&desk, "root").await.unwrap();
+    assert!(ended.signed.is_empty() && ended.old_key.is_some());
+    let signer = crate::trust::Operator::open(&desk.operator.folder).unwrap();
+    assert_eq!(signer.keys().get("root").unwrap().id(), next);
+    trust::renew(&desk, &TrustRenew { roles: vec!["root".into()], json: TEXT }).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_cannot_be_signed_here_is_refused_before_anything_is_sent() {
+    let fleet = Fleet::start().await;
+    let desk = desk(&fleet);
+    let keys = desk.operator.folder.join("keys");
+    for role in ["root", "targets"] {
+        std::fs::remove_file(keys.join(format!("{role}.pem"))).unwrap();
+    }
+    for role in ["releases", "channel-dev", "targets", "root", "online"] {
+        let failure = trust::rotate_one(&desk, role).await.unwrap_err();
+        assert_eq!(failure.code, Code::Usage, "{role}: {failure}");
+    }
+    assert!(!keys.join("releases.next.pem").exists());
+    let roles = vec!["releases".to_owned(), "root".to_owned()];
+    let failure = trust::renew(&desk, &TrustRenew { roles, json: TEXT }).await.unwrap_err();
+    assert!(failure.message.contains("the key of role root is not in"), "{failure}");
+    assert_eq!(fleet.server().hub().trust.versions()["releases"], 1);
+    let failure = trust::rotate_one(&desk, "channel-nightly").await.unwrap_err();
+    assert!(failure.message.contains("there is no role channel-nightly"), "{failure}");
+    // Of the rest, what is here is renewed.
+    trust::renew(&desk, &TrustRenew { roles: vec![], json: TEXT }).await.unwrap();
+    assert_eq!(fleet.server().hub().trust.versions()["releases"], 2);
 }

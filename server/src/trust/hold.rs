@@ -1,7 +1,7 @@
 //! The server's side: holding signed metadata, taking the next version of a role, and handing out what a node lacks.
 //!
 //! ```text
-//! DIR/keys/{snapshot,timestamp}.pem       the two online keys
+//! DIR/keys/{snapshot,timestamp}.pem       the two online keys; ROLE.next.pem waits for a root that names it
 //! DIR/targets/SHA256.release_web_1.json   target files; the hash in the name, so that old and new lie side by side
 //! DIR/metadata/4.releases.json            the version in the name, likewise
 //! DIR/metadata/timestamp.json             the commit point
@@ -21,12 +21,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use goldsync_proto::release::{Manifest, Pointer, ReleaseRef, Word};
-use goldsync_proto::trust::{FileName, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, Target};
+use goldsync_proto::trust::{FileName, ROOT, SNAPSHOT, TARGETS, Target};
 use tokio::sync::Mutex;
-use tough::schema::{RoleType, Root, Signed, Targets};
+use tough::schema::{Root, Signed, Targets};
 
 use super::held::Held;
-use super::key::Online;
+use super::key::{Online, OnlinePublic};
 use super::view::Files;
 use super::{Lifetimes, TrustError, check, role};
 use crate::disk;
@@ -84,7 +84,6 @@ impl Trust {
 
     /// [`Trust::open`] with other lifetimes for what the server signs.
     pub async fn open_with(dir: &Path, lifetimes: Lifetimes) -> Result<Self, TrustError> {
-        let online = Online::load(dir)?;
         let mut metadata = Files::new();
         for name in disk::names(&dir.join("metadata"))? {
             if name.parse::<FileName>().is_ok() {
@@ -95,6 +94,8 @@ impl Trust {
             Ok(disk::read_if_there(&dir.join("targets").join(stored_name(name, sha256)))?.map(Bytes::from))
         };
         let held = Held::verify(metadata, find).await?;
+        Online::settle(dir, &held.view.root.signed)?;
+        let online = Online::load(dir)?;
         Ok(Self { dir: dir.to_owned(), lifetimes, held: RwLock::new(Arc::new(held)), online: Mutex::new(online) })
     }
 
@@ -200,7 +201,7 @@ impl Trust {
 
     /// Takes the next versions of several roles at once, root included, none of which adds a target file: new keys,
     /// new channels, the same for longer. See [`super::Operator::next_root`] and [`super::Operator::delegate`].
-    /// If a root names new online keys, they must be in the folder already.
+    /// If a root names new online keys, they must be in the folder already: in use, or as [`Trust::next_online`]'s.
     pub async fn submit_roles(&self, roles: &BTreeMap<String, String>) -> Result<(), TrustError> {
         self.submit_roles_at(roles, Utc::now()).await
     }
@@ -225,8 +226,7 @@ impl Trust {
         let (mut root, mut keys) = (held.view.root.signed.clone(), None);
         if let Some(text) = fresh.remove(ROOT) {
             let new = self.check_root(&held, &text, now)?;
-            keys = Some(Online::load(&self.dir)?);
-            check_online(&self.dir, &new, keys.as_ref().unwrap_or(&online))?;
+            keys = Some(Online::named_by(&self.dir, &new)?);
             put(ROOT, new.version, &text);
             root = new;
         }
@@ -251,8 +251,19 @@ impl Trust {
         self.commit(&held, keys.as_ref().unwrap_or(&online), change, true, now).await?;
         if let Some(keys) = keys {
             *online = keys;
+            if let Err(error) = Online::settle(&self.dir, &root) {
+                tracing::warn!(%error, "the new online keys are used, but not in their place; the next start tries again");
+            }
         }
         Ok(())
+    }
+
+    /// The public halves of the keys that shall follow the server's two, for the next root to name. They are made at
+    /// the first call and used from [`Trust::submit_roles`] of that root on.
+    pub async fn next_online(&self) -> Result<OnlinePublic, TrustError> {
+        // Not while a root is being taken that may name them.
+        let _alone = self.online.lock().await;
+        Ok(Online::successors(&self.dir)?.public())
     }
 
     fn check_root(&self, held: &Held, text: &str, now: DateTime<Utc>) -> Result<Root, TrustError> {
@@ -324,16 +335,6 @@ fn check_target(name: &str, entry: &tough::schema::Target, text: &str) -> Result
         Target::Release(_) => check::manifest(name, text.as_bytes()).map(|_| ()),
         Target::Channel(_) => check::pointer(name, text.as_bytes()).map(|_| ()),
     }
-}
-
-fn check_online(dir: &Path, root: &Root, keys: &Online) -> Result<(), TrustError> {
-    let pairs = [(SNAPSHOT, RoleType::Snapshot, &keys.snapshot), (TIMESTAMP, RoleType::Timestamp, &keys.timestamp)];
-    for (role, kind, key) in pairs {
-        if !root.roles.get(&kind).is_some_and(|named| named.keyids.contains(key.key_id())) {
-            return Err(TrustError::OnlineKey { role, path: dir.join("keys").join(format!("{role}.pem")) });
-        }
-    }
-    Ok(())
 }
 
 /// A target file's name on disk.

@@ -9,8 +9,8 @@ use goldsync_proto::release::{RELEASES_ROLE, Word, channel_role};
 use goldsync_proto::trust::{ROOT, SNAPSHOT, TARGETS, TIMESTAMP};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject;
-use tough::schema::Signature;
 use tough::schema::decoded::{Decoded, Hex};
+use tough::schema::{RoleType, Root, Signature};
 use tough::sign::Sign;
 
 use super::TrustError;
@@ -40,6 +40,10 @@ impl Key {
     fn load(path: &Path) -> Result<Self, TrustError> {
         let pem = String::from_utf8(disk::read(path)?).map_err(|error| bad(path, error))?;
         Self::from_pem(path, pem)
+    }
+
+    fn load_if_there(path: &Path) -> Result<Option<Self>, TrustError> {
+        if path.exists() { Self::load(path).map(Some) } else { Ok(None) }
     }
 
     fn from_pem(path: &Path, pem: String) -> Result<Self, TrustError> {
@@ -78,6 +82,26 @@ fn file_of(role: &str) -> String {
 
 fn successor_of(role: &str) -> String {
     format!("{role}.next")
+}
+
+/// The file that keeps a role's last key after [`Keys::install`].
+pub(crate) fn old_file_of(role: &str) -> String {
+    format!("{role}.old.pem")
+}
+
+/// Whether a role's key file could be taken for another role's successor or last key.
+pub(crate) fn is_reserved(role: &str) -> bool {
+    role.ends_with(".next") || role.ends_with(".old")
+}
+
+/// Puts a successor into the place of the role's key, which is kept as `ROLE.old.pem` until the next time. A crash
+/// leaves the successor's file, or nothing to do.
+fn succeed(dir: &Path, role: &str, old: Option<&Key>, new: &Key) -> Result<(), TrustError> {
+    if let Some(old) = old {
+        disk::write(dir, &old_file_of(role), old.pem.as_bytes(), disk::SECRET)?;
+    }
+    disk::write(dir, &file_of(role), new.pem.as_bytes(), disk::SECRET)?;
+    Ok(disk::remove(&dir.join(file_of(&successor_of(role))))?)
 }
 
 fn store(dir: &Path, role: &str, key: &Key) -> Result<(), TrustError> {
@@ -128,7 +152,11 @@ impl Keys {
     /// be lost between its naming by the metadata and [`Keys::install`]. Asked again, the same key.
     pub fn successor(&mut self, role: &str) -> Result<&Key, TrustError> {
         let name = successor_of(role);
-        if !self.keys.contains_key(&name) {
+        if self.pending(role).is_none() {
+            // A crash at the end of an installation leaves the installed key's other name.
+            if self.keys.remove(&name).is_some() {
+                disk::remove(&self.dir.join(file_of(&name)))?;
+            }
             let key = Key::create()?;
             store(&self.dir, &name, &key)?;
             self.keys.insert(name.clone(), key);
@@ -136,25 +164,32 @@ impl Keys {
         self.get(&name)
     }
 
+    /// The successor that was made and not installed yet.
+    pub fn pending(&self, role: &str) -> Option<&Key> {
+        let next = self.keys.get(&successor_of(role))?;
+        let installed = self.keys.get(role).is_some_and(|key| key.id == next.id);
+        (!installed).then_some(next)
+    }
+
     /// Makes the successor the role's key. The old one is kept as `ROLE.old.pem`, until the next change.
     pub fn install(&mut self, role: &str) -> Result<(), TrustError> {
-        let key = self.keys.remove(&successor_of(role));
-        let key = key.ok_or_else(|| TrustError::NoKey {
-            role: role.to_owned(),
-            path: self.dir.join(file_of(&successor_of(role))),
-        })?;
-        if let Some(old) = self.keys.get(role) {
-            disk::write(&self.dir, &file_of(&format!("{role}.old")), old.pem.as_bytes(), disk::SECRET)?;
+        let name = successor_of(role);
+        let new = self.get(&name)?;
+        succeed(&self.dir, role, self.keys.get(role), new)?;
+        if let Some(new) = self.keys.remove(&name) {
+            self.keys.insert(role.to_owned(), new);
         }
-        disk::write(&self.dir, &file_of(role), key.pem.as_bytes(), disk::SECRET)?;
-        disk::remove(&self.dir.join(file_of(&successor_of(role))))?;
-        self.keys.insert(role.to_owned(), key);
         Ok(())
+    }
+
+    /// The folder that the keys are in.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The roles that can be signed with these keys.
     pub fn roles(&self) -> impl Iterator<Item = &str> {
-        self.keys.keys().map(String::as_str).filter(|role| !role.ends_with(".next") && !role.ends_with(".old"))
+        self.keys.keys().map(String::as_str).filter(|role| !is_reserved(role))
     }
 
     /// The key of a role.
@@ -198,8 +233,60 @@ impl Online {
         Ok(Self { snapshot: Key::load(&path(SNAPSHOT))?, timestamp: Key::load(&path(TIMESTAMP))? })
     }
 
+    /// The two keys that shall follow: made and stored at once. Asked again, the same keys.
+    pub fn successors(dir: &Path) -> Result<Self, TrustError> {
+        let dir = dir.join("keys");
+        let make = |role| {
+            let name = successor_of(role);
+            let (held, path) = (Key::load(&dir.join(file_of(role)))?, dir.join(file_of(&name)));
+            match Key::load_if_there(&path)? {
+                Some(key) if key.id != held.id => return Ok(key),
+                Some(_) => disk::remove(&path)?,
+                None => {}
+            }
+            let key = Key::create()?;
+            store(&dir, &name, &key)?;
+            Ok::<_, TrustError>(key)
+        };
+        Ok(Self { snapshot: make(SNAPSHOT)?, timestamp: make(TIMESTAMP)? })
+    }
+
+    /// The keys that a root names: those in use, or their successors.
+    pub(super) fn named_by(dir: &Path, root: &Root) -> Result<Self, TrustError> {
+        let find = |role: &'static str, kind| {
+            let path = |name: &str| dir.join("keys").join(file_of(name));
+            for name in [role.to_owned(), successor_of(role)] {
+                if let Some(key) = Key::load_if_there(&path(&name))?.filter(|key| names(root, kind, key)) {
+                    return Ok(key);
+                }
+            }
+            Err(TrustError::OnlineKey { role, path: path(role) })
+        };
+        Ok(Self { snapshot: find(SNAPSHOT, RoleType::Snapshot)?, timestamp: find(TIMESTAMP, RoleType::Timestamp)? })
+    }
+
+    /// Puts successors that the root names into their places. A crash between the root and this is made good by
+    /// the next call.
+    pub(super) fn settle(dir: &Path, root: &Root) -> Result<(), TrustError> {
+        let dir = dir.join("keys");
+        for (role, kind) in [(SNAPSHOT, RoleType::Snapshot), (TIMESTAMP, RoleType::Timestamp)] {
+            let next = dir.join(file_of(&successor_of(role)));
+            let Some(new) = Key::load_if_there(&next)?.filter(|key| names(root, kind, key)) else { continue };
+            let held = Key::load_if_there(&dir.join(file_of(role)))?;
+            match held {
+                Some(held) if names(root, kind, &held) => disk::remove(&next)?,
+                held => succeed(&dir, role, held.as_ref(), &new)?,
+            }
+        }
+        Ok(())
+    }
+
     /// The public halves.
     pub fn public(&self) -> OnlinePublic {
         OnlinePublic { snapshot: self.snapshot.public(), timestamp: self.timestamp.public() }
     }
+}
+
+fn names(root: &Root, kind: RoleType, key: &Key) -> bool {
+    root.roles.get(&kind).is_some_and(|named| named.keyids.contains(key.key_id()))
 }

@@ -24,6 +24,7 @@ mod hold;
 mod key;
 mod operator;
 mod role;
+mod standing;
 mod view;
 
 #[cfg(test)]
@@ -34,7 +35,9 @@ use chrono::TimeDelta;
 pub use error::{Fault, TrustError};
 pub use hold::Trust;
 pub use key::{Key, Keys, Online, OnlinePublic};
+pub(crate) use key::{is_reserved, old_file_of};
 pub use operator::{Delegate, NewRoot, Operator};
+pub use standing::{KeyPlace, Standing};
 
 /// How long signed metadata is good for, from its signing on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -174,7 +174,7 @@ impl Operator {
     }
 
     /// Verifies what the server shows, from the pinned root on, and against what it showed before.
-    async fn look(&self, files: &BTreeMap<String, String>) -> Result<View, TrustError> {
+    pub(super) async fn look(&self, files: &BTreeMap<String, String>) -> Result<View, TrustError> {
         for (name, text) in files {
             role::check_size(name, text.len())?;
         }

@@ -530,3 +530,31 @@ async fn a_stolen_key_is_replaced_and_a_channel_is_added() {
     fleet.promote("canary", "web:1", "one").await.unwrap();
     assert_eq!(versions(&Trust::open(&fleet.server()).await.unwrap()), versions(&fleet.trust));
 }
+
+/// A crash between the root that names new online keys and their installation, at each step.
+#[tokio::test]
+async fn online_keys_that_a_root_names_are_put_into_place_at_the_next_start() {
+    let fleet = Fleet::with_release().await;
+    let next = fleet.trust.next_online().await.unwrap();
+    assert_eq!(fleet.trust.next_online().await.unwrap(), next);
+    let keys = fleet.server().join("keys");
+    let before = fleet.dir.path().join("keys-before");
+    copy_dir(&keys, &before);
+    let new = NewRoot { online: Some(&next), ..NewRoot::default() };
+    let roles = fleet.operator.next_root(&fleet.trust.files(), &new, now()).await.unwrap();
+    fleet.trust.submit_roles_at(&roles, now()).await.unwrap();
+    assert_eq!(fleet.online().public(), next);
+    // As a crash left them: nothing installed, then one of the two without its last step.
+    for (installed, day) in [(&[][..], 20), (&["snapshot"], 40)] {
+        fs::remove_dir_all(&keys).unwrap();
+        copy_dir(&before, &keys);
+        for role in installed {
+            fs::copy(keys.join(format!("{role}.next.pem")), keys.join(format!("{role}.pem"))).unwrap();
+        }
+        let trust = Trust::open(&fleet.server()).await.unwrap();
+        assert_eq!(fleet.online().public(), next);
+        assert!(!keys.join("snapshot.next.pem").exists() && !keys.join("timestamp.next.pem").exists());
+        // Signed with them, and verified.
+        assert!(trust.refresh_at(now() + days(day)).await.unwrap());
+    }
+}
