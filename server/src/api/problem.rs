@@ -77,6 +77,11 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error).remedy("look into the server's log")
     }
 
+    /// 503: the server is going down; whoever asks again meets its successor.
+    pub fn stopping(message: impl ToString) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", message).remedy("ask again once it is back")
+    }
+
     fn not_trusted(message: impl ToString) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "not_trusted", message)
     }
@@ -118,6 +123,7 @@ impl From<UploadError> for ApiError {
             "not_found" => Self::not_found(error),
             "conflict" => Self::conflict(error),
             "bad_request" => Self::bad_request(error),
+            "stopping" => Self::stopping(error),
             _ => Self::internal(error),
         }
     }
@@ -127,7 +133,21 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::UnknownImage { .. } | StoreError::NotFound { .. } => Self::not_found(error),
+            StoreError::Stopping => Self::stopping(error),
             error => Self::internal(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_goes_down_says_so_in_the_way_that_is_asked_again() {
+        let stopping = || StoreError::Stopping;
+        for error in [ApiError::from(stopping()), ApiError::from(UploadError::from(stopping()))] {
+            assert_eq!((error.status, error.problem.code.as_str()), (StatusCode::SERVICE_UNAVAILABLE, "stopping"));
         }
     }
 }

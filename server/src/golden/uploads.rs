@@ -145,6 +145,7 @@ impl UploadError {
             Self::Size(_) | Self::Section { .. } | Self::TooLong { .. } | Self::Frame { .. } | Self::Block { .. } => {
                 "bad_request"
             }
+            Self::Store(StoreError::Stopping) => "stopping",
             Self::Layout(_) | Self::Store(_) => "internal",
         }
     }
