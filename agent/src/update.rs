@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use goldsync_proto::block::{Geometry, Run};
+use goldsync_proto::block::{Geometry, runs_of};
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::limits::{BLOCK, TRUST_BYTES_MAX, TRUST_FILE_MAX, TRUST_FILES_MAX};
 use goldsync_proto::plan::{Plan, Source as From, Step};
@@ -639,7 +639,7 @@ async fn make(ctx: &Context, job: &Arc<Job>) -> Result<&'static str, JobError> {
         }
         None => {
             ctx.tell(Event::Phase(Phase::Fetch));
-            fetch_runs(job, vec![(0, job.geometry.blocks())], vec![]).await?;
+            fetch::blocks(job, job.target.image, &[(0, job.geometry.blocks())], with_followers(vec![])).await?;
             Ok("blocks")
         }
     }
@@ -666,24 +666,28 @@ async fn by_signature(ctx: &Context, job: &Arc<Job>) -> Result<bool, JobError> {
     }
     ctx.tell(Event::Phase(Phase::Fetch));
     check_space(job, &own.plan)?;
-    let (wanted, followers) = (own.wanted(), own.followers);
+    let plan::own::Own { plan, followers, mosaic } = own;
     // In this order: what the standby slot holds is a source until it is moved.
-    job.blocking(move |job| plan::make_local(job, &own.plan)).await?;
-    fetch_runs(job, wanted, followers).await?;
+    job.blocking(move |job| plan::make_local(job, &plan)).await?;
+    let put = with_followers(followers);
+    let broken = mosaic.fetch(job, put.clone()).await?;
+    if !broken.is_empty() {
+        tracing::info!(blocks = broken.len(), "put together wrongly by a hash that was too short; fetching them whole");
+    }
+    fetch::blocks(job, job.target.image, &runs_of(broken), put).await?;
     Ok(true)
 }
 
-/// Fetches blocks and stages them, and with each the blocks that are equal to it.
-async fn fetch_runs(job: &Arc<Job>, runs: Vec<Run>, followers: Vec<(u32, u32)>) -> Result<(), JobError> {
+/// Stages blocks, and with each the blocks that are equal to it.
+fn with_followers(followers: Vec<(u32, u32)>) -> impl Fn(&Job, u32, &[u8]) -> Result<(), JobError> + Clone + Send {
     let followers = Arc::new(followers);
-    fetch::blocks(job, job.target.image, &runs, move |job, first, bytes| {
+    move |job, first, bytes| {
         job.stage.put(first, bytes)?;
         for (leader, block) in (first..).zip(bytes.chunks_exact(BLOCK as usize)) {
             plan::own::followers_of(&followers, leader).try_for_each(|follower| job.stage.put(follower, block))?;
         }
         Ok(())
-    })
-    .await
+    }
 }
 
 fn check_space(job: &Job, plan: &Plan) -> Result<(), JobError> {

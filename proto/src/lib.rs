@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! image ─▶ block ─▶ signature ─▶ plan ─▶ pack
-//!                      ▲           ▲
-//!                      └── scan ───┘          wire: who may say what when
+//!              grain ─┐ ▲           ▲
+//!                     └┴── scan ───┘          wire: who may say what when
 //! ```
 //! This crate knows no clock, socket or path and no async runtime. Nothing in it can block, so all of it can be
 //! tested without waiting, and fuzzed. Every decoder is total: it returns an error, it never panics, and it never
@@ -12,6 +12,7 @@
 pub mod block;
 pub mod codec;
 pub mod digest;
+pub mod grain;
 pub mod image;
 pub mod limits;
 pub mod make;

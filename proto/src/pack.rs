@@ -6,9 +6,12 @@
 //! | offset | size | field    | bounds                                        |
 //! |-------:|-----:|----------|-----------------------------------------------|
 //! |      0 |    4 | wire_len | 1 ..= raw_len                                 |
-//! |      4 |    4 | raw_len  | a multiple of 4096, 4096 ..= `PACK_RAW_MAX`   |
+//! |      4 |    4 | raw_len  | a multiple of 512, 512 ..= `PACK_RAW_MAX`     |
 //! |      8 |    1 | codec    | 0 raw, 1 zstd                                 |
 //! |      9 |      | bytes    | wire_len of them                              |
+//!
+//! Frames that answer one request are a [`Chain`]: each is compressed with the raw bytes before it, at most
+//! `FRAME_PREFIX_MAX` of them, as its prefix. Where whole blocks were asked for, `raw_len` is a multiple of 4096.
 //!
 //! Decoding writes at most `raw_len` bytes, whatever the input says. A prefix that the node holds wrongly gives an error
 //! or other bytes, never more of them: the pack's raw hash tells.
@@ -18,7 +21,7 @@ use std::cell::RefCell;
 use zstd::zstd_safe::{self, CCtx, CParameter, DCtx, DParameter, ResetDirective};
 
 use crate::codec::{CodecError, Reader};
-use crate::limits::{BLOCK, PACK_RAW_MAX};
+use crate::limits::{FRAME_PREFIX_MAX, GRAIN, PACK_RAW_MAX};
 
 /// How a pack's bytes are written. The seam for further codecs: a number here, an arm in [`decompress`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,7 +53,7 @@ pub enum PackError {
     Codec(#[from] CodecError),
     /// The lengths do not fit each other or the bounds.
     #[error(
-        "a pack of {wire} bytes on the wire cannot hold {raw} bytes: whole blocks of {BLOCK}, at most {PACK_RAW_MAX}, and never more on the wire than raw"
+        "a pack of {wire} bytes on the wire cannot hold {raw} bytes: a multiple of {GRAIN}, at most {PACK_RAW_MAX}, and never more on the wire than raw"
     )]
     Lengths {
         /// Bytes on the wire.
@@ -152,7 +155,7 @@ fn decode_into(decoder: &mut DCtx<'_>, wire: &[u8], raw: &mut Vec<u8>) -> Result
 }
 
 fn check_lengths(wire: usize, raw: usize) -> Result<(), PackError> {
-    let whole = raw > 0 && raw <= PACK_RAW_MAX && raw.is_multiple_of(BLOCK as usize);
+    let whole = raw > 0 && raw <= PACK_RAW_MAX && raw.is_multiple_of(GRAIN as usize);
     if whole && (1..=raw).contains(&wire) { Ok(()) } else { Err(PackError::Lengths { wire, raw }) }
 }
 
@@ -179,9 +182,34 @@ pub fn frame_head(head: [u8; FRAME_HEAD]) -> Result<FrameHead, PackError> {
     Ok(FrameHead { wire_len, raw_len, codec })
 }
 
-/// A literal frame of whole blocks, at most [`PACK_RAW_MAX`] bytes of them.
+/// What literal frames of one answer have in common: the raw bytes that the next one may refer to.
+#[derive(Clone, Debug, Default)]
+pub struct Chain {
+    tail: Vec<u8>,
+}
+
+impl Chain {
+    /// The next frame's prefix.
+    pub fn prefix(&self) -> &[u8] {
+        &self.tail
+    }
+
+    /// Goes on behind `raw`.
+    pub fn push(&mut self, raw: &[u8]) {
+        self.tail.extend_from_slice(raw);
+        let surplus = self.tail.len().saturating_sub(FRAME_PREFIX_MAX);
+        self.tail.drain(..surplus);
+    }
+}
+
+/// A literal frame that refers to nothing, at most [`PACK_RAW_MAX`] bytes of whole blocks.
 pub fn write_frame(raw: &[u8], level: i32) -> Vec<u8> {
-    let (codec, wire) = compress(raw, &[], level);
+    write_frame_after(&[], raw, level)
+}
+
+/// A literal frame behind `prefix`, at most [`PACK_RAW_MAX`] bytes.
+pub fn write_frame_after(prefix: &[u8], raw: &[u8], level: i32) -> Vec<u8> {
+    let (codec, wire) = compress(raw, prefix, level);
     let mut frame = Vec::with_capacity(FRAME_HEAD + wire.len());
     frame.extend_from_slice(&(wire.len() as u32).to_le_bytes());
     frame.extend_from_slice(&(raw.len() as u32).to_le_bytes());
@@ -190,13 +218,18 @@ pub fn write_frame(raw: &[u8], level: i32) -> Vec<u8> {
     frame
 }
 
-/// Reads a whole literal frame: the blocks' bytes.
+/// Reads a whole literal frame that refers to nothing: the blocks' bytes.
 pub fn read_frame(frame: &[u8]) -> Result<Vec<u8>, PackError> {
+    read_frame_after(&[], frame)
+}
+
+/// Reads a whole literal frame behind `prefix`.
+pub fn read_frame_after(prefix: &[u8], frame: &[u8]) -> Result<Vec<u8>, PackError> {
     let mut reader = Reader::new(frame);
     let head = frame_head(reader.array("frame head")?)?;
     let wire = reader.bytes("frame", head.wire_len)?;
     reader.end("frame")?;
-    decompress(head.codec, wire, head.raw_len, &[])
+    decompress(head.codec, wire, head.raw_len, prefix)
 }
 
 #[cfg(test)]
@@ -243,6 +276,31 @@ mod tests {
         assert_eq!(decompress(codec, &wire, 2 << 20, &[]), Err(PackError::Lengths { wire: wire.len(), raw: 2 << 20 }));
         assert!(decompress(codec, &wire, (1 << 20) - 1, &[]).is_err());
         assert_eq!(decompress(codec, &wire, 1 << 20, &[]).unwrap(), vec![7; 1 << 20]);
+    }
+
+    #[test]
+    fn frames_of_a_chain_refer_to_those_before_them() {
+        let raw = noise(3 << 20, 9);
+        let mut written = Chain::default();
+        let mut read = Chain::default();
+        let mut sizes = Vec::new();
+        for at in [0, 0, 1, 2, 0] {
+            let piece = &raw[at << 20..(at + 1) << 20];
+            let frame = write_frame_after(written.prefix(), piece, 9);
+            written.push(piece);
+            sizes.push(frame.len());
+            let back = read_frame_after(read.prefix(), &frame).unwrap();
+            assert_eq!(back, piece);
+            read.push(&back);
+        }
+        let full = (1 << 20) + FRAME_HEAD;
+        assert!(sizes[1] < 1000, "{sizes:?}: what came just before is referred to");
+        assert_eq!(
+            (sizes[0], sizes[2], sizes[3], sizes[4]),
+            (full, full, full, full),
+            "and no more than two frames back"
+        );
+        assert_eq!(written.prefix().len(), FRAME_PREFIX_MAX);
     }
 
     proptest! {

@@ -91,6 +91,27 @@ pub enum Request {
         /// `(first, count)`, ascending and apart; at most `BLOCKS_RUNS_MAX` runs and `BLOCKS_PER_REQUEST` blocks.
         runs: Vec<Run>,
     },
+    /// The hashes of all grains of some blocks. Body of the answer: see `grain`.
+    GrainHashes {
+        /// Which image.
+        image: ImageId,
+        /// The node's own, so that nobody can prepare bytes that collide.
+        seed: u32,
+        /// Bytes in a hash: one of `grain::WIDTHS`.
+        width: u8,
+        /// As in `Blocks`.
+        runs: Vec<Run>,
+    },
+    /// Some grains of blocks. Body: one mask for each block, see `grain`. Body of the answer: literal frames, each of whole
+    /// blocks' grains.
+    Grains {
+        /// Which image.
+        image: ImageId,
+        /// As in `Blocks`.
+        runs: Vec<Run>,
+        /// Bytes of the body.
+        masks: u64,
+    },
 }
 
 /// What a server answers. A body, if any, follows the frame.
@@ -145,6 +166,16 @@ pub enum Answer {
     Blocks {
         /// Blocks that follow.
         blocks: u64,
+    },
+    /// To `GrainHashes`. Body: the hashes, block by block.
+    GrainHashes {
+        /// Hashes that follow.
+        grains: u64,
+    },
+    /// To `Grains`. Body: literal frames until FIN.
+    Grains {
+        /// Grains that follow.
+        grains: u64,
     },
     /// To anything.
     Refused {

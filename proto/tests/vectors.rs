@@ -20,6 +20,7 @@ use std::path::Path;
 
 use goldsync_proto::block::Geometry;
 use goldsync_proto::digest::{Digest, ImageId};
+use goldsync_proto::grain::{GrainHash, read_masks, write_masks};
 use goldsync_proto::limits::BLOCK;
 use goldsync_proto::pack::{Codec, PackError, read_frame, write_frame};
 use goldsync_proto::plan::{Pack, Plan, Source, Step};
@@ -54,6 +55,8 @@ fn requests_are_written_and_read_as_the_vectors_say() {
             ("plan", Request::Plan { base: Some(D), target: E }),
             ("plan-cold", Request::Plan { base: None, target: E }),
             ("blocks", Request::Blocks { image: E, runs: vec![(7, 3), (100, 1)] }),
+            ("grain-hashes", Request::GrainHashes { image: E, seed: 7, width: 5, runs: vec![(7, 3), (100, 1)] }),
+            ("grains", Request::Grains { image: E, runs: vec![(7, 3)], masks: 12 }),
         ],
     );
 }
@@ -74,6 +77,8 @@ fn answers_are_written_and_read_as_the_vectors_say() {
             ("plan", Answer::Plan { name: D.0, length: 5000 }),
             ("making", Answer::Making { retry_ms: 1500 }),
             ("blocks", Answer::Blocks { blocks: 4 }),
+            ("grain-hashes", Answer::GrainHashes { grains: 32 }),
+            ("grains", Answer::Grains { grains: 10 }),
             ("refused", Answer::Refused { refusal: Refusal::new(Reason::BadToken, "expired 2026-11-21T09:00:00Z") }),
         ],
     );
@@ -128,6 +133,16 @@ fn literal_frames_are_read_as_the_vectors_say_and_bad_ones_refused() {
     assert_eq!(read_frame(&vectors["refused-ragged"]), Err(PackError::Lengths { wire: 1, raw: 4097 }));
     assert_eq!(read_frame(&vectors["refused-grown"]), Err(PackError::Lengths { wire: 4097, raw: 4096 }));
     assert!(read_frame(&vectors["refused-trailing"]).unwrap_err().to_string().contains("1 bytes follow"));
+}
+
+#[test]
+fn grains_are_hashed_and_masks_read_as_the_vectors_say() {
+    let vectors = read("grain.hex");
+    let hash = GrainHash::new(7, 5).unwrap();
+    assert_eq!(hash.sign(&vectors["block"]), vectors["hashes-seed-7-width-5"]);
+    assert_eq!(read_masks(&vectors["masks-wire"], 3).unwrap(), vectors["masks"]);
+    assert_eq!(read_masks(&write_masks(&vectors["masks"]), 3).unwrap(), vectors["masks"]);
+    assert!(read_masks(&vectors["masks-refused-short"], 3).is_err());
 }
 
 #[test]

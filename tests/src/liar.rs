@@ -184,7 +184,8 @@ impl Inner {
             }
             Say::Bent(bend) => {
                 let (mut to, mut from) = truth.open_bi().await.ok()?;
-                to.write_all(&[head.to_vec(), json].concat()).await.ok()?;
+                let asked = recv.read_to_end(ANSWER_MAX).await.ok()?;
+                to.write_all(&[head.to_vec(), json, asked].concat()).await.ok()?;
                 to.finish().ok()?;
                 let whole = from.read_to_end(ANSWER_MAX).await.ok()?;
                 let (head, rest) = whole.split_first_chunk::<FRAME_HEAD>()?;

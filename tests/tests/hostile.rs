@@ -11,8 +11,9 @@ use goldsync_agent::journal::SlotRecord;
 use goldsync_agent::slot::SlotName;
 use goldsync_proto::block::Geometry;
 use goldsync_proto::digest::{Digest, ImageId};
+use goldsync_proto::grain::write_masks;
 use goldsync_proto::limits::{MESSAGE_MAX, TRUST_FILE_MAX};
-use goldsync_proto::pack::write_frame;
+use goldsync_proto::pack::{frame_head, write_frame};
 use goldsync_proto::plan::{Plan, Source, Step};
 use goldsync_proto::refusal::close;
 use goldsync_proto::wire::{Answer, Request, TrustFile};
@@ -208,18 +209,46 @@ async fn blocks_of_other_bytes() {
             let refusal = goldsync_proto::refusal::Refusal::new(goldsync_proto::refusal::Reason::UnknownBase, "no");
             (Answer::Refused { refusal }, vec![])
         })),
-        Request::Blocks { runs, .. } => {
-            let blocks: u64 = runs.iter().map(|(_, count)| u64::from(*count)).sum();
-            let noise = Seed::new(blocks).noise(blocks as usize * 4096);
-            let frames: Vec<u8> = noise.chunks(1 << 20).flat_map(|raw| write_frame(raw, 1)).collect();
-            Say::answer(&Answer::Blocks { blocks }, &frames)
-        }
+        Request::Blocks { .. } | Request::Grains { .. } => Say::body(noise_of_the_same_length),
         _ => Say::Truth,
     });
     let ran = node.agent(&["sync"]).await.fails(7, &[&scene.new.id(), "the active slot is untouched"]);
     assert!(ran.err.contains("server"), "who may be to blame: {}", ran.err);
     assert!(matches!(node.record(SlotName::B), SlotRecord::Staging(_)), "{:?}", node.record(SlotName::B));
     scene.unharmed().await;
+}
+
+/// Literal frames of other bytes, each as long as the true one.
+fn noise_of_the_same_length(frames: Vec<u8>) -> Vec<u8> {
+    let mut rest = &frames[..];
+    let mut noise = Vec::new();
+    while let Some((head, tail)) = rest.split_first_chunk() {
+        let head = frame_head(*head).expect("a true frame");
+        noise.extend(write_frame(&Seed::new(head.raw_len as u64).noise(head.raw_len), 1));
+        rest = &tail[head.wire_len..];
+    }
+    noise
+}
+
+/// Goal: hashes of grains that lie cost bytes, not the update: what is put together wrongly is fetched whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn hashes_of_other_grains() {
+    let scene = Scene::new(16).await;
+    let (_liar, node) = scene.lied_to(|request| match request {
+        Request::Plan { .. } => Say::Bent(Box::new(|_, _| {
+            let refusal = goldsync_proto::refusal::Refusal::new(goldsync_proto::refusal::Reason::UnknownBase, "no");
+            (Answer::Refused { refusal }, vec![])
+        })),
+        // Every grain of a block is said to be like its neighbour.
+        Request::GrainHashes { width, .. } => {
+            let two = 2 * usize::from(*width);
+            Say::body(move |hashes| hashes.chunks(two).flat_map(|pair| [&pair[pair.len() / 2..]; 2].concat()).collect())
+        }
+        _ => Say::Truth,
+    });
+    let account = node.sync().await.updated();
+    node.runs(&scene.new);
+    assert_eq!(account.path, "signature");
 }
 
 /// Goal: a section that does not hash to its name is refused by that name.
@@ -549,6 +578,24 @@ async fn impossible_requests() {
     ];
     for (what, request, words) in cases {
         let error = link.ask(&request).await.map(|(answer, _)| answer).expect_err(what).to_string();
+        assert!(error.contains("refused") && error.contains(words), "{what}: {error}");
+    }
+    let hashes = |width| Request::GrainHashes { image, seed: 1, width, runs: vec![(0, 1)] };
+    for width in [0, 3, 9, 255] {
+        let error = link.ask(&hashes(width)).await.map(|(answer, _)| answer).expect_err("a width").to_string();
+        assert!(error.contains("refused") && error.contains(&format!("{width} is not")), "{width}: {error}");
+    }
+    let two = |masks: &[u8]| (Request::Grains { image, runs: vec![(0, 2)], masks: masks.len() as u64 }, masks.to_vec());
+    let endless = Request::Grains { image, runs: vec![(0, 2)], masks: u64::MAX };
+    for (what, (request, body), words) in [
+        ("a mask too few", two(&write_masks(&[1])), "one for each block"),
+        ("a mask too many", two(&write_masks(&[1, 2, 4])), "one for each block"),
+        ("a mask of nothing", two(&write_masks(&[1, 0])), "each mask a grain"),
+        ("masks that are none", two(b"not a zstd frame"), "one for each block"),
+        ("no masks", two(&[]), "one for each block"),
+        ("masks without end", (endless, vec![]), "at most"),
+    ] {
+        let error = link.ask_with(&request, &body).await.map(|(answer, _)| answer).expect_err(what).to_string();
         assert!(error.contains("refused") && error.contains(words), "{what}: {error}");
     }
     let (answer, _) = link.ask(&ask(vec![(0, 1)])).await.expect("an honest request on the same connection");

@@ -8,14 +8,15 @@ use std::sync::Arc;
 use futures::{StreamExt, TryStreamExt, stream};
 use goldsync_proto::block::{Run, byte_of};
 use goldsync_proto::digest::{Digest, ImageId};
-use goldsync_proto::limits::{BLOCKS_PER_REQUEST, BLOCKS_RUNS_MAX, OBJECT_RANGE_MAX};
-use goldsync_proto::pack::{self, FRAME_HEAD, PackError};
+use goldsync_proto::limits::{BLOCK, BLOCKS_PER_REQUEST, BLOCKS_RUNS_MAX, OBJECT_RANGE_MAX};
+use goldsync_proto::pack::{self, Chain, FRAME_HEAD, PackError};
 use goldsync_proto::release::Section;
 use goldsync_proto::wire::{Answer, Request};
 
 use crate::job::{Job, JobError};
-use crate::link::{Body, Link, LinkError};
+use crate::link::{Body, Link};
 
+pub mod grains;
 pub mod packs;
 
 /// Requests under way at once: enough to hide the way there and back, few enough to keep memory small.
@@ -145,14 +146,14 @@ async fn one_request(
         Answer::Blocks { blocks } => return Err(FetchError::Blocks { got: blocks, expected }.into()),
         other => return Err(unexpected("a request for blocks", &other).into()),
     }
-    let mut places = Places { runs, at: 0, done: 0 };
+    let (mut places, mut chain) = (Places { runs, at: 0, done: 0 }, Chain::default());
     let mut got = 0;
     while got < expected {
-        let (first, frame) = (places.next(), frame(&mut body).await?);
-        let raw = frame.map_err(|error| FetchError::Frame { first, error })?;
-        got += raw.len() as u64 / goldsync_proto::limits::BLOCK;
-        let pieces = places.take((raw.len() as u64 / goldsync_proto::limits::BLOCK) as u32);
-        if got > expected {
+        let raw = frame(&mut body, &mut chain, places.next()).await?;
+        let blocks = raw.len() as u64 / BLOCK;
+        got += blocks;
+        let pieces = places.take(blocks as u32);
+        if got > expected || !(raw.len() as u64).is_multiple_of(BLOCK) {
             return Err(FetchError::Blocks { got, expected }.into());
         }
         let take = take.clone();
@@ -170,16 +171,16 @@ async fn one_request(
     Ok(body.end("the blocks").await?)
 }
 
-/// Reads one literal frame. The outer error is the link's, the inner one the frame's.
-async fn frame(body: &mut Body) -> Result<Result<Vec<u8>, PackError>, LinkError> {
+/// Reads one literal frame, the next of its chain, which begins with block `first`.
+async fn frame(body: &mut Body, chain: &mut Chain, first: u32) -> Result<Vec<u8>, JobError> {
+    let broken = |error| FetchError::Frame { first, error };
     let mut head = [0; FRAME_HEAD];
     body.read_exact(&mut head, "a frame of blocks").await?;
-    let head = match pack::frame_head(head) {
-        Ok(head) => head,
-        Err(error) => return Ok(Err(error)),
-    };
+    let head = pack::frame_head(head).map_err(broken)?;
     let wire = body.bytes(head.wire_len as u64, head.wire_len as u64, "a frame of blocks").await?;
-    Ok(pack::decompress(head.codec, &wire, head.raw_len, &[]))
+    let raw = pack::decompress(head.codec, &wire, head.raw_len, chain.prefix()).map_err(broken)?;
+    chain.push(&raw);
+    Ok(raw)
 }
 
 /// Where the blocks of an answer belong: the request's runs, walked in order.

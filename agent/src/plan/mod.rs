@@ -24,6 +24,7 @@ use crate::fetch::{self, FetchError};
 use crate::job::{Job, JobError};
 use crate::link::{Link, LinkError};
 
+pub mod mosaic;
 pub mod own;
 
 /// How long a node waits for a plan that is being made before it makes its own.

@@ -5,6 +5,7 @@
 //!    └▶ blocks (8 B a block, only of the regions that differ)
 //!         same offset ─▶ zero ─▶ anywhere on the grid, in either slot
 //!            └▶ rolling (8 B a block, only of the blocks still missing): any byte offset of what matched nothing
+//!                 └▶ grains (40 B a block, only of the blocks still missing): their eighths, anywhere; see `mosaic`
 //! ```
 //! A decision is kept for each block in a mapped word, so that memory does not grow with the image. Candidates are found by
 //! eight bytes of hash; the read-back proves them. Sections are kept in the cache folder until the image is proven, so that a
@@ -25,6 +26,7 @@ use goldsync_proto::scan::rolling::Rolling;
 use goldsync_proto::signature::{BlockHashes, block_hash, read_subtrees, zero_hash};
 
 use super::cached;
+use super::mosaic::Mosaic;
 use crate::fetch::{self, FetchError};
 use crate::job::{Job, JobError};
 use crate::scratch::Words;
@@ -79,16 +81,8 @@ pub struct Own {
     pub plan: Plan,
     /// Of those, blocks that are equal to another one which is fetched: `(leader, follower)`, sorted.
     pub followers: Vec<(u32, u32)>,
-}
-
-impl Own {
-    /// What to ask the server for: each content once.
-    pub fn wanted(&self) -> Vec<Run> {
-        let mut followers: Vec<u32> = self.followers.iter().map(|(_, follower)| *follower).collect();
-        followers.sort_unstable();
-        let fetched = super::fetched_runs(&self.plan).into_iter().flat_map(|(first, count)| first..first + count);
-        runs_of(fetched.filter(|block| followers.binary_search(block).is_err()))
-    }
+    /// Of the blocks to be fetched, the parts that are here.
+    pub mosaic: Mosaic,
 }
 
 /// The blocks that are equal to `leader`.
@@ -116,6 +110,8 @@ pub async fn make(job: &Arc<Job>) -> Result<Own, JobError> {
     })
     .await?;
     roll(job, &search, missing).await?;
+    let followers = followers(&search);
+    let mosaic = Mosaic::find(job, &search.hashes, leaders(&search, &followers)).await?;
     let plan = Plan {
         base: None,
         target: job.target.image,
@@ -125,7 +121,15 @@ pub async fn make(job: &Arc<Job>) -> Result<Own, JobError> {
         packs: vec![],
     };
     plan.check()?;
-    Ok(Own { plan, followers: followers(&search) })
+    Ok(Own { plan, followers, mosaic })
+}
+
+/// The blocks to ask the server for: each content once.
+fn leaders(search: &Search, followers: &[(u32, u32)]) -> Vec<u32> {
+    let mut known: Vec<u32> = followers.iter().map(|(_, follower)| *follower).collect();
+    known.sort_unstable();
+    let missing = search.missing(0..search.decided.len());
+    missing.into_iter().filter(|block| known.binary_search(block).is_err()).collect()
 }
 
 /// Finds blocks to be fetched that are equal among themselves.
@@ -150,7 +154,7 @@ async fn on_search<T: Send + 'static>(
     job.blocking(move |job| work(job, &search)).await
 }
 
-fn words(job: &Job, len: u32, kept: Option<Section>) -> Result<Words, JobError> {
+pub(super) fn words(job: &Job, len: u32, kept: Option<Section>) -> Result<Words, JobError> {
     let made = match kept {
         Some(section) => Words::kept(&cached(job, section.name), len),
         None => Words::temporary(&job.cache, len),
@@ -158,7 +162,7 @@ fn words(job: &Job, len: u32, kept: Option<Section>) -> Result<Words, JobError> 
     Ok(made.map_err(|error| StageError::Scratch { blocks: len, error })?)
 }
 
-fn active_blocks(job: &Job) -> u32 {
+pub(super) fn active_blocks(job: &Job) -> u32 {
     let len = job.stage.active.as_ref().map_or(0, |active| active.len());
     (len.min(IMAGE_MAX) / BLOCK) as u32
 }
@@ -300,7 +304,10 @@ fn standby_on_grid(job: &Job, search: &Search, index: &BlockIndex<'_>) -> Result
 /// Looks for what is still missing at any byte offset of what was not recognised in the active slot.
 async fn roll(job: &Arc<Job>, search: &Arc<Search>, missing: Vec<u32>) -> Result<(), JobError> {
     let unknown = runs_of((0..active_blocks(job)).filter(|block| search.recognised.get(*block) == 0));
-    if missing.is_empty() || unknown.is_empty() || job.scan_budget == 0 {
+    let blocks: usize = unknown.iter().map(|(_, count)| *count as usize).sum();
+    // It finds at most what is unknown, and asks eight bytes for everything that is missing: where little is unknown, the
+    // grains find the same for less.
+    if blocks * 2 <= missing.len() || job.scan_budget == 0 {
         return Ok(());
     }
     let section = job.target.sections.rolling;
@@ -345,7 +352,7 @@ fn roll_round(
 }
 
 /// Byte ranges to search: the unrecognised runs and one block on either side, cut into slices that overlap by a block.
-fn slices(unknown: &[Run], len: u64) -> Vec<(u64, u64)> {
+pub(super) fn slices(unknown: &[Run], len: u64) -> Vec<(u64, u64)> {
     let mut slices = Vec::new();
     for (first, count) in unknown {
         let mut at = byte_of(first.saturating_sub(1));
@@ -470,18 +477,10 @@ mod tests {
             search.hashes.set(block as u32, hash);
         }
         search.decide(5, decision::KEEP, 0);
-        let plan = Plan {
-            base: None,
-            target: goldsync_proto::digest::ImageId::of(b""),
-            geometry: goldsync_proto::block::Geometry::new(6 * BLOCK).unwrap(),
-            steps: steps(&search),
-            objects: vec![],
-            packs: vec![],
-        };
-        let own = Own { plan, followers: followers(&search) };
-        assert_eq!(own.followers, vec![(0, 2), (0, 4)]);
-        assert_eq!(own.wanted(), vec![(0, 2), (3, 1)]);
-        assert_eq!(followers_of(&own.followers, 0).collect::<Vec<_>>(), vec![2, 4]);
+        let followers = followers(&search);
+        assert_eq!(followers, vec![(0, 2), (0, 4)]);
+        assert_eq!(leaders(&search, &followers), vec![0, 1, 3]);
+        assert_eq!(followers_of(&followers, 0).collect::<Vec<_>>(), vec![2, 4]);
     }
 
     #[test]

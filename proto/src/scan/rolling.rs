@@ -13,6 +13,7 @@
 
 use std::io::{self, Write};
 
+use super::Owners;
 use crate::limits::{BLOCK, ROLLING_ROUND};
 use crate::signature::{LIBRSYNC_HEAD, ROLLING_ENTRY};
 
@@ -24,9 +25,8 @@ const DELTA_MAGIC: [u8; 4] = 0x7273_0236_u32.to_be_bytes();
 #[derive(Debug)]
 pub struct Rolling {
     signature: fast_rsync::Signature,
-    /// Golden blocks by content: `owners[spans[i]..spans[i + 1]]` have content `i`.
-    owners: Vec<u32>,
-    spans: Vec<u32>,
+    /// Golden blocks by content.
+    owners: Owners,
 }
 
 /// A golden block that may lie at a local offset.
@@ -48,15 +48,10 @@ impl Rolling {
         bytes.extend_from_slice(&SIGNATURE_MAGIC.to_be_bytes());
         bytes.extend_from_slice(&(BLOCK as u32).to_be_bytes());
         bytes.extend_from_slice(&4_u32.to_be_bytes());
-        let (mut owners, mut spans) = (Vec::with_capacity(wanted.len()), vec![]);
-        for same in wanted.chunk_by(|(_, a), (_, b)| a == b) {
-            spans.push(owners.len() as u32);
-            owners.extend(same.iter().map(|(block, _)| *block));
-            same.first().iter().for_each(|(_, entry)| bytes.extend_from_slice(entry));
-        }
-        spans.push(owners.len() as u32);
+        let (contents, owners) = Owners::group(&wanted);
+        contents.iter().for_each(|entry| bytes.extend_from_slice(entry));
         let signature = fast_rsync::Signature::deserialize(bytes).ok()?;
-        Some(Self { signature, owners, spans })
+        Some(Self { signature, owners })
     }
 
     /// The index over the blocks; shared by all slices and threads.
@@ -87,16 +82,11 @@ impl Index<'_> {
         for copy in copies.done {
             for step in 0..copy.len / BLOCK {
                 let offset = (copy.local + step * BLOCK) as usize;
-                let owners = self.owners(copy.golden / BLOCK + step);
+                let owners = self.rolling.owners.of((copy.golden / BLOCK + step) as usize);
                 found.extend(owners.iter().map(|block| Found { block: *block, offset }));
             }
         }
         found
-    }
-
-    fn owners(&self, content: u64) -> &[u32] {
-        let span = |index| self.rolling.spans.get(index as usize).map_or(0, |span| *span as usize);
-        self.rolling.owners.get(span(content)..span(content + 1)).unwrap_or(&[])
     }
 }
 

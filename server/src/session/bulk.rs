@@ -6,13 +6,14 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use goldsync_proto::block::Run;
 use goldsync_proto::digest::{Digest, ImageId};
-use goldsync_proto::limits::OBJECT_RANGE_MAX;
+use goldsync_proto::grain::{GrainHash, read_masks};
+use goldsync_proto::limits::{BLOCKS_PER_REQUEST, OBJECT_RANGE_MAX};
 use goldsync_proto::refusal::{Reason, Refusal};
 use goldsync_proto::wire::{Answer, TrustFile};
 
 use super::{Body, Reply, Session, internal};
 use crate::packs::{PlanError, PlanState};
-use crate::store::StoreError;
+use crate::store::{Blocks, StoreError};
 use crate::trust::{Fault, TrustError};
 
 /// An object is read and sent in pieces of this size, one of them read ahead.
@@ -61,9 +62,32 @@ impl Session {
 
     pub(super) async fn blocks(&self, image: ImageId, runs: Vec<Run>) -> Result<Reply, Refusal> {
         let blocks = self.hub.store.blocks(image, runs).await.map_err(store)?;
-        let frames = blocks.frames.map(|frame| frame.map_err(|error| broken(&error)));
-        Ok(Reply { answer: Answer::Blocks { blocks: blocks.count }, body: Body::Pieces(frames.boxed()) })
+        Ok(Reply { answer: Answer::Blocks { blocks: blocks.count }, body: pieces(blocks) })
     }
+
+    pub(super) async fn grain_hashes(
+        &self,
+        image: ImageId,
+        seed: u32,
+        width: u8,
+        runs: Vec<Run>,
+    ) -> Result<Reply, Refusal> {
+        let hash = GrainHash::new(seed, width).map_err(|error| Refusal::new(Reason::BadRequest, error.to_string()))?;
+        let hashes = self.hub.store.grain_hashes(image, runs, hash).await.map_err(store)?;
+        Ok(Reply { answer: Answer::GrainHashes { grains: hashes.count }, body: pieces(hashes) })
+    }
+
+    pub(super) async fn grains(&self, image: ImageId, runs: Vec<Run>, masks: &[u8]) -> Result<Reply, Refusal> {
+        let blocks: usize = runs.iter().map(|(_, count)| *count as usize).sum();
+        let bound = blocks.min(BLOCKS_PER_REQUEST as usize + 1);
+        let masks = read_masks(masks, bound).map_err(|error| Refusal::new(Reason::BadRequest, error.to_string()))?;
+        let grains = self.hub.store.grains(image, runs, masks).await.map_err(store)?;
+        Ok(Reply { answer: Answer::Grains { grains: grains.count }, body: pieces(grains) })
+    }
+}
+
+fn pieces(blocks: Blocks) -> Body {
+    Body::Pieces(blocks.frames.map(|frame| frame.map_err(|error| broken(&error))).boxed())
 }
 
 /// A piece that could not be read after the answer had begun.
@@ -75,7 +99,10 @@ fn broken(error: &StoreError) -> String {
 fn store(error: StoreError) -> Refusal {
     let reason = match error {
         StoreError::NotFound { .. } | StoreError::UnknownImage { .. } => Reason::NotFound,
-        StoreError::BadRange { .. } | StoreError::BadRun { .. } | StoreError::TooMany { .. } => Reason::BadRange,
+        StoreError::BadRange { .. }
+        | StoreError::BadRun { .. }
+        | StoreError::BadMasks { .. }
+        | StoreError::TooMany { .. } => Reason::BadRange,
         StoreError::Stopping => Reason::Busy,
         error => return internal("reading the store", error),
     };

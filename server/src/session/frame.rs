@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use goldsync_proto::codec::CodecError;
 use goldsync_proto::refusal::{Reason, Refusal};
 use goldsync_proto::wire::{FRAME_HEAD, FrameError, frame, frame_len};
 use quinn::{ReadExactError, RecvStream, SendStream};
@@ -61,6 +62,20 @@ pub async fn next_frame(recv: &mut RecvStream, within: Duration) -> Result<Optio
     timeout(within, read).await.map_err(|_| StreamError::Slow(within))?
 }
 
+/// A request's body of `length` bytes, which must be there within `within`.
+pub async fn read_body(
+    recv: &mut RecvStream,
+    length: u64,
+    max: usize,
+    within: Duration,
+) -> Result<Vec<u8>, StreamError> {
+    let too_large = CodecError::TooLarge { field: "the request's body", got: length, max: max as u64 };
+    let length = usize::try_from(length).ok().filter(|length| *length <= max);
+    let mut bytes = vec![0; length.ok_or_else(|| StreamError::Frame(too_large.into()))?];
+    timeout(within, exactly(recv, &mut bytes)).await.map_err(|_| StreamError::Slow(within))??;
+    Ok(bytes)
+}
+
 async fn body(recv: &mut RecvStream, head: [u8; FRAME_HEAD]) -> Result<Vec<u8>, StreamError> {
     let mut json = vec![0; frame_len(head)?];
     exactly(recv, &mut json).await?;
@@ -71,7 +86,7 @@ async fn exactly(recv: &mut RecvStream, into: &mut [u8]) -> Result<(), StreamErr
     recv.read_exact(into).await.map_err(|error| match error {
         ReadExactError::FinishedEarly(had) => {
             let needed = into.len();
-            StreamError::Frame(goldsync_proto::codec::CodecError::Truncated { field: "message", needed, had }.into())
+            StreamError::Frame(CodecError::Truncated { field: "message", needed, had }.into())
         }
         ReadExactError::ReadError(_) => StreamError::Gone,
     })

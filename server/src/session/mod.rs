@@ -4,7 +4,7 @@
 //! UDP ─▶ handshake ─▶ [identify]  no certificate, unknown, revoked ─▶ Refused, closed
 //!                        │
 //!                        ├─ ALPN goldsync-enrol/1 ─▶ Enrol, nothing else
-//!                        └─ ALPN goldsync/1 ───────▶ one task a stream: Renew · Control · Trust · Object · Plan · Blocks
+//!                        └─ ALPN goldsync/1 ───────▶ one task a stream: Renew · Control · Trust · Object · Plan · Blocks · Grains
 //! ```
 //! One task owns a connection, and one task each of its streams; they end with the connection. The transport grants a
 //! node a few streams and small windows towards us, so that what it can make the server hold is bounded before any of
@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{BoxStream, StreamExt};
+use goldsync_proto::grain::MASKS_WIRE_MAX;
 use goldsync_proto::refusal::{Reason, Refusal, close};
 use goldsync_proto::wire::{ALPN_ENROL, Answer, Request, unframe};
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
@@ -266,7 +267,14 @@ impl Session {
         if let Request::Control { hello } = request {
             return self.control(hello, send, recv).await;
         }
-        match self.answer(request).await {
+        let answer = match self.masks(&request, &mut recv).await {
+            Ok(masks) => self.answer(request, &masks).await,
+            Err(error) => match error.refusal() {
+                Some(refusal) => Err(refusal),
+                None => return,
+            },
+        };
+        match answer {
             Ok(reply) => self.reply(&mut send, reply).await,
             Err(refusal) => self.refuse(&mut send, refusal).await,
         }
@@ -277,8 +285,14 @@ impl Session {
         Ok(unframe(&json)?)
     }
 
+    /// The body of the one request that has one.
+    async fn masks(&self, request: &Request, recv: &mut RecvStream) -> Result<Vec<u8>, StreamError> {
+        let Request::Grains { masks, .. } = request else { return Ok(Vec::new()) };
+        frame::read_body(recv, *masks, MASKS_WIRE_MAX, self.patience()).await
+    }
+
     /// Who may ask what is decided here and nowhere else.
-    async fn answer(&self, request: Request) -> Result<Reply, Refusal> {
+    async fn answer(&self, request: Request, masks: &[u8]) -> Result<Reply, Refusal> {
         let (node, request) = match (&self.peer, request) {
             (Peer::Stranger, Request::Enrol { token, csr, name, labels }) => {
                 return self.enrol(&token, &csr, &name, &labels).await;
@@ -299,6 +313,8 @@ impl Session {
             Request::Object { name, offset, length } => self.object(name, offset, length).await,
             Request::Plan { base, target } => self.plan(base, target).await,
             Request::Blocks { image, runs } => self.blocks(image, runs).await,
+            Request::GrainHashes { image, seed, width, runs } => self.grain_hashes(image, seed, width, runs).await,
+            Request::Grains { image, runs, .. } => self.grains(image, runs, masks).await,
             _ => Err(Refusal::new(Reason::BadRequest, "this server does not know that request")),
         }
     }

@@ -48,6 +48,14 @@ pub enum StoreError {
         /// Blocks in the image.
         blocks: u32,
     },
+    /// Masks that do not fit the blocks. The asker's fault.
+    #[error("{masks} masks for {blocks} blocks; each block needs one, and each mask a grain")]
+    BadMasks {
+        /// Blocks asked for.
+        blocks: u64,
+        /// Masks that came.
+        masks: usize,
+    },
     /// More than one request may ask for. The asker's fault.
     #[error(
         "{runs} runs of {blocks} blocks asked for, at most {BLOCKS_RUNS_MAX} runs of {BLOCKS_PER_REQUEST} blocks allowed; ask in parts"

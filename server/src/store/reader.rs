@@ -1,16 +1,17 @@
 //! Reading runs of an image's blocks, and answering a request for blocks with literal frames.
 //!
-//! Frames come in the order of the runs, each of at most [`PACK_RAW_MAX`] bytes unpacked; two are in the making at a time,
-//! so that a slow reader costs the server no more memory than that.
+//! Frames come in the order of the runs, each of at most [`PACK_RAW_MAX`] bytes unpacked and with the frames before it as its
+//! prefix; two are in the making at a time, so that a slow reader costs the server no more memory than that.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::stream::{self, BoxStream, Stream, StreamExt};
 use goldsync_proto::block::{Geometry, Run, byte_of};
 use goldsync_proto::digest::ImageId;
-use goldsync_proto::limits::{BLOCKS_PER_REQUEST, BLOCKS_RUNS_MAX, PACK_RAW_MAX};
-use goldsync_proto::pack::write_frame;
+use goldsync_proto::grain::{GrainHash, select};
+use goldsync_proto::limits::{BLOCK, BLOCKS_PER_REQUEST, BLOCKS_RUNS_MAX, GRAINS, PACK_RAW_MAX};
+use goldsync_proto::pack::{Chain, write_frame_after};
 
 use super::files::blocking;
 use super::layout::{FRAME_BLOCKS_MAX, Layout, Place};
@@ -23,11 +24,11 @@ const LEVEL: i32 = 9;
 /// Frames in the making for one answer.
 const AHEAD: usize = 2;
 
-/// The answer to a request for blocks.
+/// The answer to a request for blocks, or for grains of them.
 pub struct Blocks {
-    /// Blocks that follow.
+    /// Blocks, or grains, that follow.
     pub count: u64,
-    /// Literal frames, in order.
+    /// Literal frames in order, or hashes.
     pub frames: BoxStream<'static, Result<Bytes, StoreError>>,
 }
 
@@ -36,18 +37,54 @@ impl Store {
     pub async fn blocks(self: &Arc<Self>, image: ImageId, runs: Vec<Run>) -> Result<Blocks, StoreError> {
         let layout = self.layout(image).await?;
         let count = check_runs(layout.geometry(), &runs)?;
-        let store = self.clone();
-        let frames = stream::iter(pieces(&runs))
-            .map(move |piece| {
-                let (store, layout) = (store.clone(), layout.clone());
-                async move {
-                    let raw = store.gather(image, &layout, &piece).await?;
-                    blocking(move || Ok(Bytes::from(write_frame(&raw, LEVEL)))).await
-                }
-            })
-            .buffered(AHEAD)
-            .boxed();
-        Ok(Blocks { count, frames })
+        Ok(Blocks { count, frames: chained(self.clone().raw(image, layout, runs)).boxed() })
+    }
+
+    /// Those grains of the blocks of `runs` that `masks` names, one mask a block, as literal frames.
+    pub async fn grains(
+        self: &Arc<Self>,
+        image: ImageId,
+        runs: Vec<Run>,
+        masks: Vec<u8>,
+    ) -> Result<Blocks, StoreError> {
+        let layout = self.layout(image).await?;
+        let count = check_masks(check_runs(layout.geometry(), &runs)?, &masks)?;
+        let mut masks = Bytes::from(masks);
+        let selected = self.clone().raw(image, layout, runs).map(move |raw| {
+            let raw = raw?;
+            let masks = masks.split_to(raw.len() / BLOCK as usize);
+            Ok(select(&raw, &masks))
+        });
+        Ok(Blocks { count, frames: chained(selected).boxed() })
+    }
+
+    /// The hashes of all grains of the blocks of `runs`.
+    pub async fn grain_hashes(
+        self: &Arc<Self>,
+        image: ImageId,
+        runs: Vec<Run>,
+        hash: GrainHash,
+    ) -> Result<Blocks, StoreError> {
+        let layout = self.layout(image).await?;
+        let count = check_runs(layout.geometry(), &runs)? * GRAINS as u64;
+        let signed = self.clone().raw(image, layout, runs).map(move |raw| async move {
+            let raw = raw?;
+            blocking(move || Ok(Bytes::from(hash.sign(&raw)))).await
+        });
+        Ok(Blocks { count, frames: signed.buffered(AHEAD).boxed() })
+    }
+
+    /// The bytes of `runs`, in pieces of one frame each.
+    fn raw(
+        self: Arc<Self>,
+        image: ImageId,
+        layout: Arc<Layout>,
+        runs: Vec<Run>,
+    ) -> impl Stream<Item = Result<Vec<u8>, StoreError>> + Send + 'static {
+        stream::iter(pieces(&runs)).then(move |piece| {
+            let (store, layout) = (self.clone(), layout.clone());
+            async move { store.gather(image, &layout, &piece).await }
+        })
     }
 
     /// The bytes of runs of blocks inside the image, joined.
@@ -77,6 +114,32 @@ impl Store {
         }
         Ok(raw)
     }
+}
+
+/// Literal frames, each with what came before it as its prefix.
+fn chained(
+    raw: impl Stream<Item = Result<Vec<u8>, StoreError>> + Send + 'static,
+) -> impl Stream<Item = Result<Bytes, StoreError>> + Send + 'static {
+    let mut chain = Chain::default();
+    let linked = raw.map(move |raw| {
+        let raw = raw?;
+        let before = chain.clone();
+        chain.push(&raw);
+        Ok((before, raw))
+    });
+    let frames = linked.map(|linked: Result<_, StoreError>| async move {
+        let (before, raw) = linked?;
+        blocking(move || Ok(Bytes::from(write_frame_after(before.prefix(), &raw, LEVEL)))).await
+    });
+    frames.buffered(AHEAD)
+}
+
+/// Every block has a mask and every mask a grain; returns how many grains they name.
+fn check_masks(blocks: u64, masks: &[u8]) -> Result<u64, StoreError> {
+    if masks.len() as u64 != blocks || masks.contains(&0) {
+        return Err(StoreError::BadMasks { blocks, masks: masks.len() });
+    }
+    Ok(masks.iter().map(|mask| u64::from(mask.count_ones())).sum())
 }
 
 fn check_runs(geometry: Geometry, runs: &[Run]) -> Result<u64, StoreError> {
