@@ -100,6 +100,9 @@ pub enum StoreError {
         /// Why.
         what: String,
     },
+    /// The cold plan cannot be made as a node could take it.
+    #[error(transparent)]
+    Plan(#[from] goldsync_proto::plan::PlanError),
     /// The disk.
     #[error("{action} {}: {source}", path.display())]
     Io {
