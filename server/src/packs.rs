@@ -215,6 +215,19 @@ impl Packs {
         }
     }
 
+    /// Forgets an image's cold plan, which points into the segments where the image lay before.
+    pub async fn forget_cold(&self, image: ImageId) -> Result<(), StoreError> {
+        let pair = (None, image);
+        self.records.lock().unwrap_or_else(PoisonError::into_inner).remove(&pair);
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(&pair);
+        let path = self.folder.join(file_name(pair));
+        blocking(move || match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::io("remove", &path)(error)),
+            _ => Ok(()),
+        })
+        .await
+    }
+
     /// Plans made since the start, not counting those that were made before.
     pub fn made(&self) -> u64 {
         self.made.load(std::sync::atomic::Ordering::Relaxed)
