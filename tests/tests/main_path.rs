@@ -1,5 +1,6 @@
 //! The main job: a node becomes the golden image, byte for byte, whatever it had before.
 
+use goldsync_agent::journal::SlotRecord;
 use goldsync_agent::slot::SlotName;
 use goldsync_proto::wire::Outcome;
 use goldsync_tests::image::MIB;
@@ -261,6 +262,12 @@ async fn drift_is_found_and_repaired() {
     assert_eq!((account.path.as_str(), account.repaired), ("repair", 5), "{account:?}");
     assert!(account.received < 5 * 4096 + 24 * 1024, "{account:?}");
     assert_eq!(goldsync_tests::image::b3sum(node.slot(SlotName::A)), drifted);
+    // What drifted is nothing to go back to, and nobody says that it holds the release.
+    assert!(matches!(node.record(SlotName::A), SlotRecord::Empty), "{:?}", node.record(SlotName::A));
+    node.agent(&["rollback"]).await.fails(1, &["nothing to activate"]);
+    let report = goldsync_agent::status::report(&node.node().config, &node.node().journal).expect("a report");
+    let standby = report.standby.expect("the standby slot");
+    assert_eq!((standby.slot.as_str(), standby.image, standby.release), ("a", None, None));
     assert!(matches!(node.repair().await.ok(), Outcome::UpToDate));
 }
 
