@@ -1,20 +1,23 @@
 //! Enrolment: a machine with a token becomes a node.
 //!
 //! ```text
-//! token ─▶ connect (the CA must be the token's) ─▶ key, request ─▶ certificate, CA, root (each held against the token)
+//! token ─▶ connect (the CA must be the token's) ─▶ STATE/enrol.key, request ─▶ certificate, CA, root (held against the token)
 //!       ─▶ STATE/trust ─▶ STATE/server.json ─▶ STATE/identity.pem     in this order: the identity comes last
 //! ```
-//! A crash before the last step leaves a machine that is no node yet; the token may be used up, then a new one is needed.
+//! A crash before the last step, or an answer that is lost, leaves a machine that is no node yet. It asks again with the
+//! same token and the same key, and the server gives it the node that it is.
 
 use goldsync_proto::release::Word;
 use goldsync_proto::wire::{Answer, Request};
 
 use crate::config::Address;
-use crate::identity::{Identity, IdentityError, NodeKey, Token, TokenError};
+use crate::identity::{Identity, IdentityError, Token, TokenError};
 use crate::journal::JournalError;
 use crate::link::{Link, LinkError};
 use crate::node::{Node, NodeError};
 use crate::trust::{Trust, TrustError};
+
+mod key;
 
 /// Why a machine did not become a node.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +70,8 @@ pub async fn enrol(
         _ => {}
     }
     let link = Link::connect(server, token.quic_config()?).await?;
-    let key = NodeKey::create()?;
+    let state = node.journal.state();
+    let key = key::keep(state, &token)?;
     let request = Request::Enrol {
         token: token.secret.clone(),
         csr: key.request()?,
@@ -85,7 +89,11 @@ pub async fn enrol(
     let identity = Identity::new(key, &certificate, &authority)?;
     Trust::init(&node.trust_dir(), &root)?;
     node.set_server(server)?;
-    identity.store(node.journal.state())?;
+    identity.store(state)?;
+    if let Err(error) = key::forget(state) {
+        // Of no use without its token, and replaced with the next one.
+        tracing::warn!("{error}");
+    }
     if *identity.node() != given {
         tracing::warn!(%given, certified = %identity.node(), "the certificate's name counts");
     }

@@ -190,6 +190,16 @@ impl NodeKey {
         Ok(Self { pair: KeyPair::generate()? })
     }
 
+    /// The key, PEM: what [`NodeKey::from_pem`] takes.
+    pub fn pem(&self) -> String {
+        self.pair.serialize_pem()
+    }
+
+    /// A key that was made before.
+    pub fn from_pem(text: &str) -> Result<Self, IdentityError> {
+        Ok(Self { pair: KeyPair::from_pem(text)? })
+    }
+
     /// A certificate signing request, PEM. It says nothing but the public key: the server names the node.
     pub fn request(&self) -> Result<String, IdentityError> {
         let mut params = CertificateParams::default();

@@ -4,7 +4,6 @@
 //! the whole. Only ratios to them can be compared between machines. `cargo bench -- WORD` runs the stages whose name has
 //! WORD in it; `GOLDSYNC_BENCH_PAIR=OLD:NEW` takes two images of your own in place of the toolchain's files.
 
-use std::convert::Infallible;
 use std::hint::black_box;
 use std::path::PathBuf;
 
@@ -15,7 +14,7 @@ use goldsync_proto::digest::ImageId;
 use goldsync_proto::limits::{BLOCK, REGION};
 use goldsync_proto::make::{self, Effort, Image};
 use goldsync_proto::pack;
-use goldsync_proto::plan::Plan;
+use goldsync_proto::plan::{Plan, PlanError};
 use goldsync_proto::scan::aligned::BlockIndex;
 use goldsync_proto::scan::rolling::Rolling;
 use goldsync_proto::signature::{BlockHashes, Signature, sign_blocks, sign_region};
@@ -172,13 +171,13 @@ fn plans(bench: &mut Bench, data: &Data) -> Result<()> {
     let mut wire = 0;
     let made = make::pair(base, target, Effort::QUICK, |pack| {
         wire += pack.len();
-        Ok::<_, Infallible>(())
+        Ok::<_, PlanError>(())
     });
-    let plan = made.unwrap_or_else(|never| match never {});
+    let plan = made?;
     let encoded = plan.encode()?;
     let note = format!("{} KiB of plan, {} KiB of packs", encoded.len() >> 10, wire >> 10);
     bench.stage("plan: make, all threads, hashes given", Bytes::of(&data.new).note(&note), || {
-        black_box(make::pair(base, target, Effort::QUICK, |_| Ok::<_, Infallible>(())).is_ok());
+        black_box(make::pair(base, target, Effort::QUICK, |_| Ok::<_, PlanError>(())).is_ok());
     });
     let note = format!("{} steps, {} packs", plan.steps.len(), plan.packs.len());
     bench.stage("plan: encode", Bytes::of(&data.new).note(&note), || {

@@ -23,4 +23,5 @@ pub mod release;
 pub mod scan;
 pub mod signature;
 pub mod trust;
+pub mod units;
 pub mod wire;

@@ -38,20 +38,27 @@ pub const PREFIX_MAX: usize = 4 << 20;
 /// Runs in one pack's prefix.
 pub const PREFIX_RUNS_MAX: usize = 64;
 
-/// A plan as it travels (compressed). A plan above it is not worth having: plan by the signature, or fetch cold.
-pub const PLAN_WIRE_MAX: usize = 8 << 20;
+// A node holds a plan whole, and promises to do with 64 MiB for any image, whatever a server sends. While it reads one it
+// holds it packed, unpacked, and as what it says: together these six bounds allow 30 MiB, which leaves as much for carrying
+// it out. `plan::tests::a_plan_that_is_as_large_as_allowed_fits_a_nodes_memory` adds it up.
 
-/// A plan unpacked. Held whole by an agent that must do with 64 MiB.
-pub const PLAN_RAW_MAX: usize = 24 << 20;
+/// A plan as it travels (compressed). A plan above it is not worth having: plan by the signature, or fetch blocks.
+pub const PLAN_WIRE_MAX: usize = 4 << 20;
 
-/// Steps in a plan: 24 bytes each in memory.
-pub const PLAN_STEPS_MAX: usize = 1 << 20;
+/// A plan unpacked: every step, pack and run that the next bounds allow, at the length that such things usually have.
+pub const PLAN_RAW_MAX: usize = 8 << 20;
 
-/// Packs in a plan: 256 GiB in full packs.
-pub const PLAN_PACKS_MAX: usize = 256 << 10;
+/// Steps in a plan: 24 bytes each in memory. A full upgrade of a 2 GiB system takes a few thousand.
+pub const PLAN_STEPS_MAX: usize = 256 << 10;
+
+/// Packs in a plan: 64 GiB of new bytes in full packs. About 100 bytes each in memory.
+pub const PLAN_PACKS_MAX: usize = 64 << 10;
+
+/// Runs in all prefixes of a plan together: 8 bytes each in memory. 8192 packs may have as many as one pack can.
+pub const PLAN_RUNS_MAX: usize = 512 << 10;
 
 /// Objects that a plan's packs may lie in.
-pub const PLAN_OBJECTS_MAX: usize = 64 << 10;
+pub const PLAN_OBJECTS_MAX: usize = 16 << 10;
 
 /// Runs in one request for blocks, and blocks in all of them: 8 MiB, a few round trips' worth at 1 Gbit/s.
 pub const BLOCKS_RUNS_MAX: usize = 2048;

@@ -13,9 +13,9 @@ use std::collections::HashMap;
 
 use crate::block::{Geometry, Run};
 use crate::digest::{Digest, ImageId};
-use crate::limits::{BLOCK, PACK_RAW_MAX, PREFIX_MAX, PREFIX_RUNS_MAX};
+use crate::limits::{BLOCK, PACK_RAW_MAX, PLAN_PACKS_MAX, PLAN_RUNS_MAX, PLAN_STEPS_MAX, PREFIX_MAX, PREFIX_RUNS_MAX};
 use crate::pack::{self, hash16};
-use crate::plan::{Pack, Plan, Source, Step};
+use crate::plan::{Pack, Plan, PlanError, Source, Step, fits};
 use crate::scan::aligned::BlockIndex;
 use crate::signature::{BlockHashes, zero_hash};
 
@@ -59,14 +59,15 @@ const CUT_GAP: u32 = 512;
 /// Makes the plan from `base` to `target`. The packs' bytes go to `out`, one call a pack, in order; the plan's one object is
 /// their concatenation.
 ///
-/// Fails only if `out` does.
-pub fn pair<E>(
+/// Fails if `out` does, and if the plan would be too large for a node, before anything is compressed.
+pub fn pair<E: From<PlanError>>(
     base: Image<'_>,
     target: Image<'_>,
     effort: Effort,
     mut out: impl FnMut(&[u8]) -> Result<(), E>,
 ) -> Result<Plan, E> {
-    let (steps, gathered) = match_blocks(base, target, effort);
+    let (steps, gathered) = match_blocks(base, target, effort)?;
+    let effort = Effort { prefix: effort.prefix.min(prefix_each(gathered.len())), ..effort };
     let votes = if gathered.is_empty() { Votes::default() } else { Votes::of(base.bytes) };
     let (mut packs, mut name, mut offset) = (Vec::with_capacity(gathered.len()), blake3::Hasher::new(), 0);
     for gathered in compress_all(base, target, effort, &votes, &gathered) {
@@ -89,11 +90,15 @@ struct Gathered {
 }
 
 /// Settles every target block: equal at the same offset, zero, equal elsewhere, seen already in a pack, or literal.
-fn match_blocks(base: Image<'_>, target: Image<'_>, effort: Effort) -> (Vec<Step>, Vec<Gathered>) {
+fn match_blocks(base: Image<'_>, target: Image<'_>, effort: Effort) -> Result<(Vec<Step>, Vec<Gathered>), PlanError> {
     let index = BlockIndex::new(base.hashes, 0..base.hashes.len());
     let mut matcher = Matcher { base, index, effort, steps: Vec::new(), packs: Vec::new(), seen: HashMap::new() };
-    (0..).zip(target.hashes.iter()).for_each(|(block, hash)| matcher.settle(block, hash));
-    (matcher.steps, matcher.packs)
+    for (block, hash) in (0..).zip(target.hashes.iter()) {
+        matcher.settle(block, hash);
+        fits("steps", matcher.steps.len(), PLAN_STEPS_MAX)?;
+        fits("packs", matcher.packs.len(), PLAN_PACKS_MAX)?;
+    }
+    Ok((matcher.steps, matcher.packs))
 }
 
 struct Matcher<'a> {
@@ -183,6 +188,11 @@ impl Matcher<'_> {
         }
         self.steps.push(step);
     }
+}
+
+/// Bytes of prefix that each of so many packs may have: a run each segment, at worst, and all runs of a plan are bounded.
+fn prefix_each(packs: usize) -> usize {
+    PLAN_RUNS_MAX / packs.max(1) * SEGMENT_BLOCKS as usize * BLOCK as usize
 }
 
 /// Compresses on as many threads as there are cores, and hands the packs over in order.
@@ -299,9 +309,9 @@ mod tests {
         let mut object = Vec::new();
         let plan = pair(image(base, &base_hashes), image(target, &target_hashes), Effort::QUICK, |wire| {
             object.extend_from_slice(wire);
-            Ok::<_, std::convert::Infallible>(())
+            Ok::<_, PlanError>(())
         });
-        (plan.unwrap_or_else(|never| match never {}), object)
+        (plan.unwrap(), object)
     }
 
     fn image<'a>(bytes: &'a [u8], hashes: &'a [u8]) -> Image<'a> {
@@ -350,6 +360,30 @@ mod tests {
         // Three blocks are new; of the three changed ones hardly more than the change travels.
         assert!(object.len() < 3 * 4096 + 1500, "{} bytes", object.len());
         assert_eq!(Plan::decode(&plan.encode().unwrap()), Ok(plan));
+    }
+
+    #[test]
+    fn a_plan_too_large_for_a_node_is_given_up_before_anything_is_compressed() {
+        // Every other block is new: a step each.
+        let blocks = PLAN_STEPS_MAX + 2;
+        let hash = |block: usize| if block.is_multiple_of(2) { zero_hash() } else { block as u64 };
+        let hashes: Vec<u8> = (0..blocks).flat_map(|block| hash(block).to_le_bytes()).collect();
+        let geometry = Geometry::new(blocks as u64 * BLOCK).unwrap();
+        // No bytes: who looks at them has gone too far.
+        let target = Image { id: ImageId::of(b""), geometry, bytes: &[], hashes: BlockHashes::new(&hashes) };
+        let empty = Image { hashes: BlockHashes::new(&[]), ..target };
+        let made = pair(empty, target, Effort::QUICK, |_| panic!("a pack was made"));
+        let (got, max) = (PLAN_STEPS_MAX + 1, PLAN_STEPS_MAX);
+        assert_eq!(made, Err(PlanError::TooLarge { what: "steps", got, max }));
+    }
+
+    #[test]
+    fn prefixes_shrink_before_a_plan_has_too_many_runs() {
+        let runs = |packs: usize| packs * (prefix_each(packs).min(PREFIX_MAX) / (SEGMENT_BLOCKS as usize * 4096));
+        for packs in [1, 100, 8192, 8193, 20_000, PLAN_PACKS_MAX] {
+            assert!(runs(packs) <= PLAN_RUNS_MAX && prefix_each(packs) > 0, "{packs} packs");
+        }
+        assert!(prefix_each(8192) >= PREFIX_MAX);
     }
 
     #[test]

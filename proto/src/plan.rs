@@ -20,8 +20,8 @@ use crate::block::{Geometry, GeometryError, Run};
 use crate::codec::{CodecError, Reader, Writer};
 use crate::digest::{Digest, ImageId};
 use crate::limits::{
-    BLOCK, IMAGE_MAX, PACK_RAW_MAX, PLAN_OBJECTS_MAX, PLAN_PACKS_MAX, PLAN_RAW_MAX, PLAN_STEPS_MAX, PLAN_WIRE_MAX,
-    PREFIX_MAX, PREFIX_RUNS_MAX,
+    BLOCK, IMAGE_MAX, PACK_RAW_MAX, PLAN_OBJECTS_MAX, PLAN_PACKS_MAX, PLAN_RAW_MAX, PLAN_RUNS_MAX, PLAN_STEPS_MAX,
+    PLAN_WIRE_MAX, PREFIX_MAX, PREFIX_RUNS_MAX,
 };
 use crate::pack::Codec;
 
@@ -171,6 +171,16 @@ pub enum PlanError {
         /// What it takes from.
         what: &'static str,
     },
+    /// More than a node can be asked to hold.
+    #[error("the plan is too large: {got} {what}, at most {max} allowed; plan by the signature, or fetch blocks")]
+    TooLarge {
+        /// Of what.
+        what: &'static str,
+        /// How much there is.
+        got: usize,
+        /// The limit.
+        max: usize,
+    },
     /// A pack's numbers are impossible.
     #[error("pack {pack} of the plan: {why}")]
     Pack {
@@ -198,6 +208,14 @@ impl Plan {
         }
         let expected = self.geometry.blocks();
         if made == u64::from(expected) { Ok(()) } else { Err(PlanError::Cover { got: made, expected }) }
+    }
+
+    /// Whether a node can be asked to hold it. Only for plans that travel: what a node makes for itself, it answers for.
+    fn check_size(&self) -> Result<(), PlanError> {
+        fits("objects", self.objects.len(), PLAN_OBJECTS_MAX)?;
+        fits("packs", self.packs.len(), PLAN_PACKS_MAX)?;
+        fits("steps", self.steps.len(), PLAN_STEPS_MAX)?;
+        fits("prefix runs", self.packs.iter().map(|pack| pack.prefix.len()).sum(), PLAN_RUNS_MAX)
     }
 
     fn check_step(&self, step: Step, made: u64) -> Result<(), &'static str> {
@@ -254,22 +272,26 @@ impl Plan {
         self.packs.iter().map(|pack| u64::from(pack.wire_len)).sum()
     }
 
-    /// The plan as it travels. Steps that no server makes (`Keep`, `Fetch`, the source standby) are an error.
+    /// The plan as it travels. Steps that no server makes (`Keep`, `Fetch`, the source standby) are an error, and so is a
+    /// plan that no node would take.
     pub fn encode(&self) -> Result<Vec<u8>, PlanError> {
+        self.check_size()?;
         self.check()?;
         let raw = encode::body(self)?;
+        fits("bytes unpacked", raw.len(), PLAN_RAW_MAX)?;
         let mut wire = (raw.len() as u32).to_le_bytes().to_vec();
         let packed = zstd::bulk::compress(&raw, 15).map_err(|_| PlanError::Unpack { expected: raw.len() })?;
         wire.extend_from_slice(&packed);
+        fits("bytes on the wire", wire.len(), PLAN_WIRE_MAX)?;
         Ok(wire)
     }
 
     /// Reads and checks a plan.
     pub fn decode(wire: &[u8]) -> Result<Self, PlanError> {
-        within("plan length", wire.len(), PLAN_WIRE_MAX)?;
+        fits("bytes on the wire", wire.len(), PLAN_WIRE_MAX)?;
         let mut reader = Reader::new(wire);
         let expected = reader.u32("plan raw_len")? as usize;
-        within("plan raw_len", expected, PLAN_RAW_MAX)?;
+        fits("bytes unpacked", expected, PLAN_RAW_MAX)?;
         let packed = reader.bytes("plan", reader.left())?;
         let raw = zstd::bulk::decompress(packed, expected).map_err(|_| PlanError::Unpack { expected })?;
         if raw.len() != expected {
@@ -281,8 +303,9 @@ impl Plan {
     }
 }
 
-fn within(field: &'static str, got: usize, max: usize) -> Result<(), CodecError> {
-    if got > max { Err(CodecError::TooLarge { field, got: got as u64, max: max as u64 }) } else { Ok(()) }
+/// Holds one of a plan's sizes against its limit. Whoever makes a plan asks early, before the work is done.
+pub(crate) fn fits(what: &'static str, got: usize, max: usize) -> Result<(), PlanError> {
+    if got > max { Err(PlanError::TooLarge { what, got, max }) } else { Ok(()) }
 }
 
 const MAGIC: &[u8; 4] = b"GSPL";
@@ -386,9 +409,11 @@ mod decode {
         // 39 bytes: the least that a pack takes, so that a count cannot ask for more memory than its bytes pay for.
         let count = input.count("packs", PLAN_PACKS_MAX, 39)?;
         let mut packs = Vec::with_capacity(count);
-        let mut end = 0;
+        let (mut end, mut runs) = (0, 0);
         for _ in 0..count {
             let pack = one_pack(&mut input, end)?;
+            runs += pack.prefix.len();
+            fits("prefix runs", runs, PLAN_RUNS_MAX)?;
             end = pack.offset.saturating_add(u64::from(pack.wire_len));
             packs.push(pack);
         }
@@ -404,9 +429,11 @@ mod decode {
         let raw_len = (input.varint("pack blocks", PACK_RAW_MAX as u64 / BLOCK)? * BLOCK) as u32;
         let codec = Codec::from_number(input.u8("pack codec")?)?;
         let (wire_hash, raw_hash) = (input.array("wire_hash")?, input.array("raw_hash")?);
-        let mut prefix = Vec::new();
+        let runs = input.count("prefix runs", PREFIX_RUNS_MAX, 2)?;
+        // To the run: what grows by doubling would hold up to twice as much.
+        let mut prefix = Vec::with_capacity(runs);
         let mut last = 0;
-        for _ in 0..input.count("prefix runs", PREFIX_RUNS_MAX, 2)? {
+        for _ in 0..runs {
             let first = moved(input, "prefix run", last, BLOCKS_MAX)?;
             let count = input.varint("prefix count", BLOCKS_MAX)?;
             last = first + count;
@@ -551,7 +578,53 @@ mod tests {
         wire[0] ^= 1;
         assert!(matches!(Plan::decode(&wire), Err(PlanError::Unpack { .. })));
         wire[..4].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert!(matches!(Plan::decode(&wire), Err(PlanError::Codec(CodecError::TooLarge { .. }))));
+        assert!(matches!(Plan::decode(&wire), Err(PlanError::TooLarge { what: "bytes unpacked", .. })));
+    }
+
+    /// A node promises 64 MiB for any image. Half of it is for the plan, at its worst; the other half for what carrying it
+    /// out takes.
+    #[test]
+    fn a_plan_that_is_as_large_as_allowed_fits_a_nodes_memory() {
+        use std::mem::size_of;
+        // What an allocator adds to each prefix's own piece of memory, and rounds it up by.
+        const PIECE: usize = 32;
+        let packs = PLAN_PACKS_MAX * (size_of::<Pack>() + PIECE) + PLAN_RUNS_MAX * size_of::<Run>();
+        let steps = PLAN_STEPS_MAX * size_of::<Step>();
+        let objects = PLAN_OBJECTS_MAX * size_of::<Digest>();
+        let held = PLAN_WIRE_MAX + PLAN_RAW_MAX + packs + steps + objects;
+        assert!(held <= 32 << 20, "{held} bytes");
+        // What the least of everything takes in bytes does not outgrow the unpacked form: the bounds fit one another.
+        const { assert!(PLAN_PACKS_MAX * 39 + PLAN_RUNS_MAX * 2 + PLAN_STEPS_MAX * 2 <= PLAN_RAW_MAX) };
+    }
+
+    /// Packed as a server would that does not keep to the bounds.
+    fn unbounded(plan: &Plan) -> Vec<u8> {
+        let raw = encode::body(plan).unwrap();
+        [&(raw.len() as u32).to_le_bytes()[..], &zstd::bulk::compress(&raw, 1).unwrap()].concat()
+    }
+
+    #[test]
+    fn a_plan_too_large_for_a_node_is_neither_made_nor_taken() {
+        let too_large = |change: &dyn Fn(&mut Plan), expected: &str| {
+            let mut plan = example();
+            change(&mut plan);
+            match plan.encode() {
+                Err(PlanError::TooLarge { what, .. }) => assert_eq!(what, expected),
+                other => panic!("{expected}: {other:?}"),
+            }
+            let refused = Plan::decode(&unbounded(&plan));
+            let bounded =
+                matches!(refused, Err(PlanError::TooLarge { .. } | PlanError::Codec(CodecError::TooLarge { .. })));
+            assert!(bounded, "{expected}: {refused:?}");
+        };
+        too_large(&|plan| plan.objects = vec![plan.objects[0]; PLAN_OBJECTS_MAX + 1], "objects");
+        too_large(&|plan| plan.packs = vec![plan.packs[1].clone(); PLAN_PACKS_MAX + 1], "packs");
+        too_large(&|plan| plan.steps = vec![Step::Zero { count: 1 }; PLAN_STEPS_MAX + 1], "steps");
+        let many_runs = |plan: &mut Plan| {
+            plan.packs[0].prefix = vec![(0, 1); PREFIX_RUNS_MAX];
+            plan.packs = vec![plan.packs[0].clone(); PLAN_RUNS_MAX / PREFIX_RUNS_MAX + 1];
+        };
+        too_large(&many_runs, "prefix runs");
     }
 
     proptest! {

@@ -31,6 +31,9 @@ pub enum Reason {
     /// The server does not hold the base, so that it cannot make a plan from it.
     #[error("the server does not know that base image")]
     UnknownBase,
+    /// A plan for that pair would be more than a node can be asked to hold.
+    #[error("a plan for that pair would be too large; plan by the signature, or fetch blocks")]
+    PlanTooLarge,
     /// The server is at one of its limits, or is shutting down; ask again later.
     #[error("the server is busy; ask again later")]
     Busy,

@@ -170,14 +170,14 @@ impl Authority {
         Digest::of(&self.der)
     }
 
+    /// BLAKE3 of the public key in a request. That whoever sent it has the key, its own signature says.
+    pub fn key_of(&self, csr: &str) -> Result<blake3::Hash, AuthorityError> {
+        Ok(blake3::hash(PublicKeyData::der_bytes(&read_request(csr)?.public_key)))
+    }
+
     /// Signs a node's certificate. Of the request only the public key counts: the server names the node.
     pub fn sign_node(&self, csr: &str, node: &Word, now: DateTime<Utc>) -> Result<NodeCertificate, AuthorityError> {
-        let request = CertificateSigningRequestParams::from_pem(csr)
-            .map_err(|error| AuthorityError::Request(error.to_string()))?;
-        let algorithm = PublicKeyData::algorithm(&request.public_key);
-        if ![&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ED25519].contains(&algorithm) {
-            return Err(AuthorityError::Request("its key is neither ECDSA P-256 nor Ed25519".to_owned()));
-        }
+        let request = read_request(csr)?;
         let mut params = params(now, NODE_LIFE);
         params.distinguished_name.push(DnType::CommonName, node.as_str());
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -239,6 +239,16 @@ impl Authority {
         };
         Ok(ServerCertificate { shown: Arc::new(RwLock::new(shown)), authority: self.der.clone() })
     }
+}
+
+fn read_request(csr: &str) -> Result<CertificateSigningRequestParams, AuthorityError> {
+    let request =
+        CertificateSigningRequestParams::from_pem(csr).map_err(|error| AuthorityError::Request(error.to_string()))?;
+    let algorithm = PublicKeyData::algorithm(&request.public_key);
+    if ![&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ED25519].contains(&algorithm) {
+        return Err(AuthorityError::Request("its key is neither ECDSA P-256 nor Ed25519".to_owned()));
+    }
+    Ok(request)
 }
 
 /// The server's certificate and key, ready to serve. Clones, and the configurations made of it, show the same one.

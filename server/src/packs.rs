@@ -72,6 +72,12 @@ pub enum PlanError {
         /// Its id.
         target: ImageId,
     },
+    /// A node could not be asked to hold it. Known for good: the images do not change.
+    #[error("{reason}")]
+    TooLarge {
+        /// Of what there is too much.
+        reason: String,
+    },
     /// It could not be made.
     #[error("the plan could not be made: {reason}")]
     Failed {
@@ -82,13 +88,20 @@ pub enum PlanError {
 
 impl From<StoreError> for PlanError {
     fn from(error: StoreError) -> Self {
-        Self::Failed { reason: error.to_string() }
+        match error {
+            StoreError::Plan(error) => error.into(),
+            error => Self::Failed { reason: error.to_string() },
+        }
     }
 }
 
 impl From<goldsync_proto::plan::PlanError> for PlanError {
     fn from(error: goldsync_proto::plan::PlanError) -> Self {
-        Self::Failed { reason: error.to_string() }
+        use goldsync_proto::plan::PlanError::TooLarge;
+        match error {
+            TooLarge { .. } => Self::TooLarge { reason: error.to_string() },
+            error => Self::Failed { reason: error.to_string() },
+        }
     }
 }
 
@@ -149,7 +162,7 @@ impl Job {
     /// Whether a new job must take its place: it failed some time ago, or ended without a word.
     fn is_over(&self, failure_kept: Duration) -> bool {
         match &*self.outcome.borrow() {
-            Some((Ok(_), _)) => false,
+            Some((Ok(_) | Err(PlanError::TooLarge { .. }), _)) => false,
             Some((Err(_), at)) => at.elapsed() >= failure_kept,
             None => self.outcome.has_changed().is_err(),
         }
@@ -200,6 +213,19 @@ impl Packs {
             Ok(outcome) => ready(&outcome),
             Err(_) => Err(PlanError::Failed { reason: "the server gave it up; ask again".into() }),
         }
+    }
+
+    /// Forgets an image's cold plan, which points into the segments where the image lay before.
+    pub async fn forget_cold(&self, image: ImageId) -> Result<(), StoreError> {
+        let pair = (None, image);
+        self.records.lock().unwrap_or_else(PoisonError::into_inner).remove(&pair);
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(&pair);
+        let path = self.folder.join(file_name(pair));
+        blocking(move || match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::io("remove", &path)(error)),
+            _ => Ok(()),
+        })
+        .await
     }
 
     /// Plans made since the start, not counting those that were made before.
@@ -269,7 +295,7 @@ impl Packs {
         let (draft, effort) = (Draft::new(&self.folder)?, self.options.effort);
         let images = [base.id, target.id];
         let made = blocking(move || make_pair(&base, &target, effort, draft)).await;
-        if made.is_err() {
+        if made.as_ref().is_err_and(|error| !matches!(error, PlanError::TooLarge { .. })) {
             // Whatever went wrong, the next attempt begins with files that are proven anew.
             images.into_iter().try_for_each(|image| self.store.forget_whole(image))?;
         }
@@ -398,9 +424,9 @@ fn make_pair(base: &Mapped, target: &Mapped, effort: Effort, draft: Draft) -> Re
     let (base_bytes, target_bytes) = (base.whole.map()?, target.whole.map()?);
     let mut out = std::io::BufWriter::new(&draft.file);
     let (base, target) = (base.with(&base_bytes), target.with(&target_bytes));
-    let plan = make::pair(base, target, effort, |wire| out.write_all(wire))
-        .and_then(|plan| out.flush().map(|()| plan))
-        .map_err(StoreError::io("write", &draft.path))?;
+    let write = |wire: &[u8]| out.write_all(wire).map_err(|error| StoreError::io("write", &draft.path)(error).into());
+    let plan = make::pair::<PlanError>(base, target, effort, write)?;
+    out.flush().map_err(StoreError::io("write", &draft.path))?;
     drop(out);
     prove(&plan, &base_bytes, &draft)?;
     Ok((plan, draft))

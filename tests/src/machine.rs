@@ -204,12 +204,16 @@ impl Machine {
     /// Becomes a node.
     pub async fn enrol(&self, operator: &Operator) {
         let token = operator.token().await;
+        self.try_enrol(&token).await.unwrap_or_else(|error| panic!("{}: {error}", self.name));
+    }
+
+    /// Tries to become a node by this token: its name then, or why not.
+    pub async fn try_enrol(&self, token: &str) -> Result<String, String> {
         let node = self.node();
         let server = node.server().expect("a server");
         let name = self.name.parse().expect("a node's name");
-        enrol::enrol(&node, &server, &token, Some(name), false)
-            .await
-            .unwrap_or_else(|error| panic!("{}: {error}", self.name));
+        let enrolled = enrol::enrol(&node, &server, token, Some(name), false).await;
+        enrolled.map(|name| name.to_string()).map_err(|error| error.to_string())
     }
 
     /// What the library's verbs work with, connected. Events go into the list.

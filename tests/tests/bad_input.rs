@@ -40,7 +40,7 @@ async fn configurations() {
         (good.replace("threads = 2", "threads = 0"), vec!["`limits.threads`", "0"]),
         (good.replace("threads = 2", "threads = \"many\""), vec!["agent.toml", "threads"]),
         (good.replace("channel = \"production\"", "channel = \"Production!\""), vec!["`channel`", "Production!"]),
-        (good.replace("splay = \"0\"", "splay = \"soon\""), vec!["`schedule.splay`", "soon", "30 min"]),
+        (good.replace("splay = \"0\"", "splay = \"soon\""), vec!["`schedule.splay`", "soon", "15 min"]),
         (good.replace("splay = \"0\"", "cron = \"at noon\""), vec!["`schedule.cron`", "at noon", "30 3 * * *"]),
         (good.replace(&format!("b = \"{b}\""), &format!("b = \"{a}\"")), vec!["`slots`", "both", "place of its own"]),
         (good.replace(&format!("b = \"{b}\""), "b = \"relative.img\""), vec!["relative.img", "absolute"]),

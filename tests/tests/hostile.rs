@@ -15,7 +15,7 @@ use goldsync_proto::grain::write_masks;
 use goldsync_proto::limits::{MESSAGE_MAX, TRUST_FILE_MAX};
 use goldsync_proto::pack::{frame_head, write_frame};
 use goldsync_proto::plan::{Plan, Source, Step};
-use goldsync_proto::refusal::close;
+use goldsync_proto::refusal::{Reason, Refusal, close};
 use goldsync_proto::wire::{Answer, Request, TrustFile};
 use goldsync_server::config::units::Span;
 use goldsync_tests::liar::framed;
@@ -199,6 +199,26 @@ async fn packs_of_other_bytes() {
     assert_eq!(account.path, "pack");
 }
 
+/// Goal: an image whose plans no node could hold still comes: from what is there, or by its blocks.
+#[tokio::test(flavor = "multi_thread")]
+async fn plans_that_would_be_too_large() {
+    let scene = Scene::new(41).await;
+    let refused = |request: &Request| match request {
+        Request::Plan { .. } => {
+            let refusal = Refusal::new(Reason::PlanTooLarge, "70000 packs, at most 65536 allowed");
+            Say::answer(&Answer::Refused { refusal }, &[])
+        }
+        _ => Say::Truth,
+    };
+    let (_liar, node) = scene.lied_to(refused);
+    assert_eq!(node.sync().await.updated().path, "signature");
+    node.runs(&scene.new);
+    let empty = scene.fleet.node("n2").await;
+    let liar = Liar::between(&empty, &scene.fleet, refused);
+    assert_eq!(empty.by(liar.address()).sync().await.updated().path, "blocks");
+    empty.runs(&scene.new);
+}
+
 /// Goal: a server that sends other bytes than were signed, whatever it is asked, is stopped by the proof: exit code 7, the
 /// active slot as it was, the standby slot called unproven.
 #[tokio::test(flavor = "multi_thread")]
@@ -206,7 +226,7 @@ async fn blocks_of_other_bytes() {
     let scene = Scene::new(5).await;
     let (_liar, node) = scene.lied_to(|request| match request {
         Request::Plan { .. } => Say::Bent(Box::new(|_, _| {
-            let refusal = goldsync_proto::refusal::Refusal::new(goldsync_proto::refusal::Reason::UnknownBase, "no");
+            let refusal = Refusal::new(Reason::UnknownBase, "no");
             (Answer::Refused { refusal }, vec![])
         })),
         Request::Blocks { .. } | Request::Grains { .. } => Say::body(noise_of_the_same_length),

@@ -444,3 +444,33 @@ async fn a_crash_after_the_swap() {
     scene.node.agent(&["rollback"]).await.ok();
     assert_eq!(b3sum(&scene.node.link()), scene.old.id());
 }
+
+/// Goal: an enrolment whose answer is lost costs no token: the second try is the same node. Nobody else is.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_enrolment_whose_answer_is_lost() {
+    let fleet = Fleet::start().await;
+    let proxy = Proxy::to(fleet.quic()).await;
+    fleet.machine("n1").by(proxy.address()).enrol(&fleet.operator).await;
+    // Handshake and answer; the answer's end, the first signed root, alone has more than this.
+    proxy.cut_after(proxy.received() - 2000);
+    let (machine, token) = (fleet.machine("n2").by(proxy.address()), fleet.operator.token().await);
+    let tried = {
+        let (machine, token) = (machine.clone(), token.clone());
+        tokio::spawn(async move { machine.try_enrol(&token).await })
+    };
+    proxy.is_cut().await;
+    tried.abort();
+    assert!(tried.await.is_err_and(|ended| ended.is_cancelled()), "it never had the whole answer");
+    assert!(fleet.operator.node("n2").await.is_some(), "the server has made it a node");
+
+    let thief = fleet.machine("n3").try_enrol(&token).await.unwrap_err();
+    assert!(thief.contains("unknown, used up or expired"), "{thief}");
+    let machine = machine.by(fleet.quic());
+    assert_eq!(machine.try_enrol(&token).await.as_deref(), Ok("n2"));
+    assert!(!machine.state().join("enrol.key").exists());
+    let image = Image::new(7, 1);
+    fleet.ship(&image, "web:1").await;
+    machine.sync().await.updated();
+    machine.runs(&image);
+    assert!(fleet.operator.node("n2-2").await.is_none());
+}

@@ -1,9 +1,10 @@
 //! The main job: a node becomes the golden image, byte for byte, whatever it had before.
 
+use goldsync_agent::journal::SlotRecord;
 use goldsync_agent::slot::SlotName;
 use goldsync_proto::wire::Outcome;
 use goldsync_tests::image::MIB;
-use goldsync_tests::{Fleet, Image, damage};
+use goldsync_tests::{Fleet, Image, damage, eventually};
 
 /// What "nothing to do" may cost beyond the handshake, both ways together.
 const UP_TO_DATE: u64 = 2048;
@@ -261,6 +262,12 @@ async fn drift_is_found_and_repaired() {
     assert_eq!((account.path.as_str(), account.repaired), ("repair", 5), "{account:?}");
     assert!(account.received < 5 * 4096 + 24 * 1024, "{account:?}");
     assert_eq!(goldsync_tests::image::b3sum(node.slot(SlotName::A)), drifted);
+    // What drifted is nothing to go back to, and nobody says that it holds the release.
+    assert!(matches!(node.record(SlotName::A), SlotRecord::Empty), "{:?}", node.record(SlotName::A));
+    node.agent(&["rollback"]).await.fails(1, &["nothing to activate"]);
+    let report = goldsync_agent::status::report(&node.node().config, &node.node().journal).expect("a report");
+    let standby = report.standby.expect("the standby slot");
+    assert_eq!((standby.slot.as_str(), standby.image, standby.release), ("a", None, None));
     assert!(matches!(node.repair().await.ok(), Outcome::UpToDate));
 }
 
@@ -285,4 +292,42 @@ async fn the_command_line_end_to_end() {
     let status = node.agent(&["status", "--json"]).await.ok().json();
     assert_eq!(status["active"], "a", "{status}");
     assert_eq!(status["channel"], "production", "{status}");
+}
+
+/// Goal: the fleet's roster follows a rollback and an activation on a node without a daemon; a server that is away costs a note
+/// and a few seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_swap_without_a_daemon_is_told() {
+    let mut fleet = Fleet::start().await;
+    let old = Image::new(77, 1);
+    let new = old.edited(78, 3);
+    fleet.ship(&old, "web:1").await;
+    let node = fleet.node("n1").await;
+    node.sync().await.updated();
+    fleet.ship(&new, "web:2").await;
+    node.sync().await.updated();
+    let runs = async |fleet: &Fleet, release: &str| {
+        eventually(&format!("{release} in the roster"), async || {
+            let node = fleet.operator.node("n1").await?;
+            (node["report"]["active"]["release"] == release).then_some(())
+        })
+        .await;
+    };
+    let told = node.agent(&["rollback"]).await.ok();
+    assert!(!told.err.contains("does not know"), "{}", told.err);
+    runs(&fleet, "web:1").await;
+
+    fleet.ship(&old.edited(79, 3), "web:3").await;
+    node.agent(&["download"]).await.ok();
+    fleet.down().await;
+    let begun = std::time::Instant::now();
+    let untold = node.agent(&["activate"]).await.ok();
+    assert!(begun.elapsed() < std::time::Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert!(untold.err.contains("the server does not know of it yet"), "{}", untold.err);
+    fleet.up().await;
+    node.sync().await.ok();
+    node.agent(&["rollback"]).await.ok();
+    node.agent(&["download"]).await.ok();
+    node.agent(&["activate"]).await.ok();
+    runs(&fleet, "web:3").await;
 }

@@ -240,3 +240,29 @@ async fn every_change_is_in_the_audit_log() {
         "{promoted}"
     );
 }
+
+/// Goal: an object that the server's disk lost comes back by publishing the same image again, and nodes get all of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn publishing_again_heals_a_damaged_store() {
+    let mut fleet = Fleet::start().await;
+    let image = Image::noise(5, 6);
+    let path = image.write(&fleet.path("image"));
+    fleet.ship(&image, "web:1").await;
+    fleet.down().await;
+    // The largest object is the image's one segment; whole images would stand in for it.
+    let shelves = fs::read_dir(fleet.data().join("objects")).expect("objects").flatten();
+    let objects = shelves.flat_map(|shelf| fs::read_dir(shelf.path()).expect("a shelf").flatten());
+    let largest = objects.max_by_key(|object| object.metadata().map_or(0, |data| data.len())).expect("an object");
+    goldsync_tests::damage::flip_byte(&largest.path(), 0.5);
+    fs::remove_dir_all(fleet.data().join("cache")).expect("the cache");
+    fleet.up().await;
+
+    let again = fleet.operator.publish(&path, "web:1").await;
+    assert_eq!((&again["already_published"], &again["healed"]), (&true.into(), &true.into()), "{again}");
+    assert_eq!(number(&again, "blocks_sent"), 256, "{again}");
+    let node = fleet.node("n1").await;
+    node.sync().await.updated();
+    node.runs(&image);
+    let again = fleet.operator.publish(&path, "web:1").await;
+    assert_eq!((&again["healed"], number(&again, "blocks_sent")), (&false.into(), 0), "{again}");
+}

@@ -60,7 +60,16 @@ fn run(args: Args, ui: &Ui) -> Result<(), Failure> {
         }
         Verb::Man { out } => verbs::man(out.as_deref()),
         Verb::Status => Work::open(&place, ui.clone(), CancellationToken::new())?.status(),
-        verb => runtime()?.block_on(online(verb, &place, ui)),
+        verb => {
+            // These two end by telling the server, if it can be found: looking up its name may hang for longer than we wait.
+            let leaves = matches!(verb, Verb::Activate | Verb::Rollback);
+            let runtime = runtime()?;
+            let done = runtime.block_on(online(verb, &place, ui));
+            if leaves {
+                runtime.shutdown_background();
+            }
+            done
+        }
     }
 }
 

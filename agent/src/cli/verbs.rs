@@ -127,14 +127,18 @@ impl Work {
     pub async fn activate(&self) -> Result<(), Failure> {
         let mut ctx = self.node.context(None, self.ui.events(), self.stop.clone())?;
         let proven = update::activate(&mut ctx).await?;
-        self.swapped("activate", &ctx, proven)
+        self.swapped("activate", &ctx, proven)?;
+        self.tell_of_it().await;
+        Ok(())
     }
 
     /// `rollback`
     pub async fn rollback(&self) -> Result<(), Failure> {
         let mut ctx = self.node.context(None, self.ui.events(), self.stop.clone())?;
         let proven = update::rollback(&mut ctx).await?;
-        self.swapped("rollback", &ctx, proven)
+        self.swapped("rollback", &ctx, proven)?;
+        self.tell_of_it().await;
+        Ok(())
     }
 
     /// The end of both. `verb` names the step in the record, which a daemon beside us watches: it tells the server.
@@ -149,6 +153,25 @@ impl Work {
             format!("{} is active now, in slot {slot}\n  image     {}", swapped.release, swapped.image)
         });
         Ok(())
+    }
+
+    /// Lets the fleet's roster know of a swap that needed no server. The swap is done and said: whatever comes of this, and
+    /// however it is interrupted, the verb has succeeded.
+    async fn tell_of_it(&self) {
+        let tell = async {
+            let link = self.node.connect().await.map_err(|error| error.to_string())?;
+            self.farewell(&link).await;
+            link.close().await;
+            Ok::<_, String>(())
+        };
+        let told = tokio::select! {
+            told = tokio::time::timeout(FAREWELL, tell) => told.unwrap_or_else(|_| Err("no answer in time".to_owned())),
+            () = self.stop.cancelled() => return,
+        };
+        if let Err(why) = told {
+            self.ui
+                .note(&format!("the server does not know of it yet ({why}); it will when this node next speaks to it"));
+        }
     }
 
     /// `sync`

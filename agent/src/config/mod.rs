@@ -22,13 +22,13 @@ use chrono_tz::Tz;
 use croner::Cron;
 use goldsync_proto::block::Geometry;
 use goldsync_proto::release::{Word, check_labels};
+use goldsync_proto::units::Span;
 
 use crate::slot::{Identity, SlotName};
 
 mod keys;
 mod load;
 mod raw;
-mod units;
 
 pub use load::Where;
 
@@ -275,7 +275,7 @@ impl Config {
 
 fn slots(raw: raw::Slots) -> Result<Slots, ConfigError> {
     let missing = |key| value(key, "is missing; name a file or a block device for each slot");
-    let size = raw.size.map(|size| size.bytes()).transpose().map_err(|problem| value("slots.size", problem))?;
+    let size = raw.size.map(|size| size.bytes("slots.size")).transpose()?;
     if let Some(size) = size {
         Geometry::new(size).map_err(|error| value("slots.size", format!("cannot be used: {error}")))?;
     }
@@ -303,8 +303,7 @@ fn activation(raw: raw::Activation) -> Result<Activation, ConfigError> {
             if command.first().is_none_or(|program| !program.starts_with('/')) {
                 return Err(value("activation.command", "must be a list that begins with a program's absolute path"));
             }
-            let limit = raw.time_limit.as_deref().map_or(Ok(Duration::from_secs(60)), units::duration);
-            let time_limit = limit.map_err(|problem| value("activation.time_limit", problem))?;
+            let time_limit = span("activation.time_limit", raw.time_limit.as_deref(), Duration::from_secs(60))?;
             if time_limit.is_zero() {
                 return Err(value("activation.time_limit", "is 0; no program ends in no time"));
             }
@@ -326,7 +325,7 @@ fn schedule(raw: raw::Schedule) -> Result<Schedule, ConfigError> {
             })?)
         }
     };
-    let splay = raw.splay.as_deref().map_or(Ok(Duration::from_secs(30 * 60)), units::duration);
+    let splay = span("schedule.splay", raw.splay.as_deref(), Duration::from_secs(30 * 60))?;
     let zone = raw.time_zone.as_deref().unwrap_or("UTC");
     let time_zone = zone.parse().map_err(|_| {
         value(
@@ -334,7 +333,12 @@ fn schedule(raw: raw::Schedule) -> Result<Schedule, ConfigError> {
             format!("is {zone:?}, which is no zone of the tz database; for example \"Europe/Vienna\""),
         )
     })?;
-    Ok(Schedule { cron, splay: splay.map_err(|problem| value("schedule.splay", problem))?, time_zone })
+    Ok(Schedule { cron, splay, time_zone })
+}
+
+fn span(key: &'static str, text: Option<&str>, default: Duration) -> Result<Duration, ConfigError> {
+    let Some(text) = text else { return Ok(default) };
+    text.parse().map(|Span(span)| span).map_err(|error| value(key, format!("cannot be used: {error}")))
 }
 
 fn limits(raw: raw::Limits) -> Result<Limits, ConfigError> {
@@ -343,8 +347,8 @@ fn limits(raw: raw::Limits) -> Result<Limits, ConfigError> {
     if !(1..=256).contains(&threads) {
         return Err(value("limits.threads", format!("is {threads}; 1 to 256 are allowed")));
     }
-    let budget = raw.scan_budget.map_or(Ok(64 << 30), |size| size.bytes());
-    Ok(Limits { threads, scan_budget: budget.map_err(|problem| value("limits.scan_budget", problem))? })
+    let scan_budget = raw.scan_budget.map_or(Ok(64 << 30), |size| size.bytes("limits.scan_budget"))?;
+    Ok(Limits { threads, scan_budget })
 }
 
 fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::units::Size;
+use super::{ConfigError, value};
+use goldsync_proto::units;
 
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Raw {
@@ -24,6 +25,27 @@ pub(super) struct Slots {
     pub(super) a: Option<PathBuf>,
     pub(super) b: Option<PathBuf>,
     pub(super) size: Option<Size>,
+}
+
+/// A number of bytes, or a text with a unit.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Size {
+    Bytes(u64),
+    Text(String),
+}
+
+impl Size {
+    /// In bytes; `key` is for the error.
+    pub(super) fn bytes(&self, key: &'static str) -> Result<u64, ConfigError> {
+        match self {
+            Self::Bytes(bytes) => Ok(*bytes),
+            Self::Text(text) => {
+                let size = text.parse::<units::Size>();
+                size.map(|size| size.0).map_err(|error| value(key, format!("cannot be used: {error}")))
+            }
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]

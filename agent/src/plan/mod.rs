@@ -99,7 +99,10 @@ async fn ask(
             }
             Ok((other, _)) => return Err(fetch::unexpected("a request for a plan", &other).into()),
             Err(LinkError::Refused { refusal, .. })
-                if matches!(refusal.reason, Reason::UnknownBase | Reason::Busy | Reason::Internal) =>
+                if matches!(
+                    refusal.reason,
+                    Reason::UnknownBase | Reason::PlanTooLarge | Reason::Busy | Reason::Internal
+                ) =>
             {
                 tracing::info!(%refusal, "no plan from the server");
                 return Ok(None);

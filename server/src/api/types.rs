@@ -78,6 +78,9 @@ pub struct Uploaded {
     pub sections: Sections,
     /// Bytes that this image added to the store.
     pub added: u64,
+    /// It was stored before, and something of it was damaged or missing; it is whole again.
+    #[serde(default)]
+    pub healed: bool,
 }
 
 /// `POST /v1/releases`: make a release visible. Atomic.

@@ -19,7 +19,8 @@ use crate::hub::Hub;
 /// The section `blocks` of the largest image. What fits the image at hand, `golden` knows.
 const SECTION_MAX: u64 = IMAGE_MAX / BLOCK * BLOCK_ENTRY as u64;
 
-/// Begin, or go on with, the upload of an image. Idempotent.
+/// Begin, or go on with, the upload of an image. Idempotent. An image that is stored is looked over: if something of it is
+/// damaged, it is not `stored`, and the blocks that are lost can be uploaded again.
 #[utoipa::path(post, path = "/v1/uploads", tag = "uploads", request_body = UploadRequest,
     responses((status = 200, body = UploadState), (status = 400, body = Problem), (status = 401, body = Problem)))]
 pub async fn begin(
@@ -65,5 +66,10 @@ pub async fn frame(
     responses((status = 200, body = Uploaded), (status = 401, body = Problem), (status = 404, body = Problem),
         (status = 409, body = Problem)))]
 pub async fn complete(State(hub): State<Arc<Hub>>, Path(image): Path<String>) -> ApiResult<Json<Uploaded>> {
-    Ok(Json(hub.uploads.complete(parse(&image)?).await?))
+    let image = parse(&image)?;
+    let uploaded = hub.uploads.complete(image).await?;
+    if uploaded.healed {
+        hub.packs.forget_cold(image).await?;
+    }
+    Ok(Json(uploaded))
 }

@@ -78,15 +78,24 @@ impl NodeRow {
 impl Catalog {
     /// Takes one use of the token, finds a free name near `wish`, and stores the node with its certificate, which
     /// `sign` makes for that name: all of it or nothing. `None`: the token is unknown, used up or expired.
+    ///
+    /// A machine that comes again with the same token and `key`, because the answer was lost, is the node that it was, and
+    /// costs no further use.
     pub async fn enrol<E, T>(
         &self,
         secret: &str,
+        key: blake3::Hash,
         wish: &Word,
         own: &BTreeMap<String, String>,
         from: &str,
         sign: impl FnOnce(&Word) -> Result<(blake3::Hash, T), E>,
     ) -> Result<Option<Result<(Word, T), E>>, CatalogError> {
         let mut change = self.begin().await?;
+        let key = key.to_hex().to_string();
+        if let Some(came) = change.came_before(secret, &key).await? {
+            // A revoked node does not come back by the token that it came with.
+            return if came.revoked { Ok(None) } else { again(change, came, from, sign).await };
+        }
         let Some(token) = change.redeem(secret).await? else { return Ok(None) };
         let stem = stem(wish);
         // A word holds neither `%` nor `_`, so that it stands for itself in a pattern.
@@ -103,14 +112,17 @@ impl Catalog {
         };
         let mut labels = own.clone();
         labels.extend(token.labels.clone());
-        sqlx::query("insert into nodes (node, token, fixed_labels, labels, enrolled_at) values ($1, $2, $3, $4, $5)")
-            .bind(node.as_str())
-            .bind(&token.id)
-            .bind(to_json(&token.labels)?)
-            .bind(to_json(&labels)?)
-            .bind(now())
-            .execute(&mut *change.tx)
-            .await?;
+        sqlx::query(
+            "insert into nodes (node, token, fixed_labels, labels, enrolled_at, key_hash) values ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(node.as_str())
+        .bind(&token.id)
+        .bind(to_json(&token.labels)?)
+        .bind(to_json(&labels)?)
+        .bind(now())
+        .bind(&key)
+        .execute(&mut *change.tx)
+        .await?;
         insert_certificate(&mut change, &node, fingerprint).await?;
         change.audit(Act::new(&node, "node.enrol", format!("{node} with token {}", token.id), from)).await?;
         change.commit().await?;
@@ -135,14 +147,7 @@ impl Catalog {
         if good.is_none() {
             return Ok(false);
         }
-        sqlx::query(
-            "delete from certificates where node = $1 and fingerprint <> $2 and fingerprint not in \
-             (select fingerprint from certificates where node = $1 order by issued_at desc limit 3)",
-        )
-        .bind(node.as_str())
-        .bind(in_use.to_hex().to_string())
-        .execute(&mut *change.tx)
-        .await?;
+        prune_certificates(&mut change, node, in_use.to_hex().as_str()).await?;
         insert_certificate(&mut change, node, fresh).await?;
         change.audit(act).await?;
         change.commit().await?;
@@ -228,6 +233,38 @@ impl Catalog {
     }
 }
 
+/// The answer to an enrolment, once more: a certificate for the same key, under the same name.
+async fn again<E, T>(
+    mut change: super::Change<'_>,
+    came: super::tokens::Came,
+    from: &str,
+    sign: impl FnOnce(&Word) -> Result<(blake3::Hash, T), E>,
+) -> Result<Option<Result<(Word, T), E>>, CatalogError> {
+    let (fingerprint, signed) = match sign(&came.node) {
+        Ok(signed) => signed,
+        Err(error) => return Ok(Some(Err(error))),
+    };
+    prune_certificates(&mut change, &came.node, "").await?;
+    insert_certificate(&mut change, &came.node, fingerprint).await?;
+    let detail = format!("{} again, with token {} and the same key", came.node, came.token);
+    change.audit(Act::new(&came.node, "node.enrol", detail, from)).await?;
+    change.commit().await?;
+    Ok(Some(Ok((came.node, signed))))
+}
+
+/// Of a node's certificates only the newest few stay good, and the one in use.
+async fn prune_certificates(change: &mut super::Change<'_>, node: &Word, in_use: &str) -> Result<(), CatalogError> {
+    sqlx::query(
+        "delete from certificates where node = $1 and fingerprint <> $2 and fingerprint not in \
+         (select fingerprint from certificates where node = $1 order by issued_at desc limit 3)",
+    )
+    .bind(node.as_str())
+    .bind(in_use)
+    .execute(&mut *change.tx)
+    .await?;
+    Ok(())
+}
+
 async fn insert_certificate(
     change: &mut super::Change<'_>,
     node: &Word,
@@ -282,10 +319,51 @@ mod tests {
     }
 
     async fn enrol(catalog: &Catalog, secret: &str, wish: &str) -> Option<String> {
+        // Each call another machine, with a key of its own.
+        static KEYS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        let key = KEYS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let sign = |node: &Word| Ok::<_, String>((blake3::hash(node.as_str().as_bytes()), ()));
+        enrol_with(catalog, secret, blake3::hash(&key.to_le_bytes()), wish, sign).await
+    }
+
+    async fn enrol_with(
+        catalog: &Catalog,
+        secret: &str,
+        key: blake3::Hash,
+        wish: &str,
+        sign: impl FnOnce(&Word) -> Result<(blake3::Hash, ()), String>,
+    ) -> Option<String> {
         let own = labels(&[("role", "web"), ("site", "south")]);
-        let enrolled = catalog.enrol(secret, &wish.parse().unwrap(), &own, "127.0.0.1:5", sign).await.unwrap();
+        let enrolled = catalog.enrol(secret, key, &wish.parse().unwrap(), &own, "127.0.0.1:5", sign).await.unwrap();
         enrolled.map(|result| result.unwrap().0.to_string())
+    }
+
+    #[tokio::test]
+    async fn who_asks_again_with_the_same_key_is_the_same_node() {
+        let (_dir, catalog) = scratch().await;
+        token(&catalog, "one", 1, 60).await;
+        token(&catalog, "other", 1, 60).await;
+        token(&catalog, "late", 1, 60).await;
+        let (mine, thine) = (blake3::hash(b"mine"), blake3::hash(b"thine"));
+        let signed = |n: u8| move |_: &Word| Ok((blake3::hash(&[n]), ()));
+        for n in 0..9 {
+            assert_eq!(enrol_with(&catalog, "one", mine, "web", signed(n)).await.as_deref(), Some("web"));
+        }
+        let known = async |n: u8| catalog.node_by_certificate(blake3::hash(&[n])).await.unwrap().is_some();
+        assert!(known(8).await && !known(0).await, "the newest is good, and they do not pile up");
+        assert_eq!(catalog.nodes().await.unwrap().len(), 1);
+        // Another machine, another token, a token that is over, a node that was revoked.
+        assert_eq!(enrol_with(&catalog, "one", thine, "web", signed(20)).await, None);
+        assert_eq!(enrol_with(&catalog, "other", mine, "web", signed(21)).await.as_deref(), Some("web-2"));
+        assert_eq!(enrol_with(&catalog, "late", mine, "db", signed(22)).await.as_deref(), Some("db"));
+        sqlx::query("update tokens set expires_at = '2026-01-01T00:00:00.000Z' where id = 'id-late'")
+            .execute(&catalog.pool)
+            .await
+            .unwrap();
+        assert_eq!(enrol_with(&catalog, "late", mine, "db", signed(23)).await, None);
+        let web = "web".parse().unwrap();
+        catalog.revoke(&web, Act::new("alice", "node.revoke", "web", "here")).await.unwrap();
+        assert_eq!(enrol_with(&catalog, "one", mine, "web", signed(24)).await, None);
     }
 
     #[tokio::test]
@@ -299,7 +377,9 @@ mod tests {
         assert_eq!(enrol(&catalog, "two", "web").await, None);
         assert_eq!(enrol(&catalog, "late", "web").await, None);
         assert_eq!(enrol(&catalog, "guess", "web").await, None);
-        for over in ["two", "late"] {
+        // Used up, it still lasts: for those who came with it.
+        assert!(catalog.token_labels("two").await.unwrap().is_some());
+        for over in ["guess", "late"] {
             assert_eq!(catalog.token_labels(over).await.unwrap(), None);
         }
         let acts: Vec<_> = catalog.audit(10).await.unwrap().into_iter().map(|e| e.what).collect();
@@ -323,7 +403,9 @@ mod tests {
         token(&catalog, "one", 1, 60).await;
         let wish = "web".parse().unwrap();
         let failed = catalog
-            .enrol("one", &wish, &BTreeMap::new(), "x", |_| Err::<(blake3::Hash, ()), _>("bad request"))
+            .enrol("one", blake3::hash(b"key"), &wish, &BTreeMap::new(), "x", |_| {
+                Err::<(blake3::Hash, ()), _>("bad request")
+            })
             .await
             .unwrap();
         assert_eq!(failed, Some(Err("bad request")));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use goldsync_proto::release::Word;
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
@@ -31,6 +32,17 @@ pub struct Redeemed {
     pub labels: BTreeMap<String, String>,
 }
 
+/// A node that enrolled before with the same token and key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Came {
+    /// Its name.
+    pub node: Word,
+    /// The token's id.
+    pub token: String,
+    /// Whether it was revoked since.
+    pub revoked: bool,
+}
+
 impl Catalog {
     /// Stores a token.
     pub async fn add_token(&self, token: &NewToken, act: Act) -> Result<(), CatalogError> {
@@ -52,21 +64,39 @@ impl Catalog {
         change.commit().await
     }
 
-    /// The labels of a token that would be taken now. For a cheap refusal before any work is done; whether the token
+    /// The labels of a token that lasts, used up or not. For a cheap refusal before any work is done; whether the token
     /// is taken, [`Catalog::enrol`] decides.
     pub async fn token_labels(&self, secret: &str) -> Result<Option<BTreeMap<String, String>>, CatalogError> {
-        let row =
-            sqlx::query("select id, labels from tokens where secret_hash = $1 and uses_left > 0 and expires_at > $2")
-                .bind(blake3::hash(secret.as_bytes()).to_hex().to_string())
-                .bind(now())
-                .fetch_optional(&self.pool)
-                .await?;
-        let Some(row) = row else { return Ok(None) };
-        read(&row).map(|token| Some(token.labels))
+        let row = lasting(secret).fetch_optional(&self.pool).await?;
+        row.as_ref().map(|row| read(row).map(|token| token.labels)).transpose()
     }
 }
 
+type Query<'q> = sqlx::query::Query<'q, sqlx::Any, sqlx::any::AnyArguments>;
+
+fn lasting(secret: &str) -> Query<'static> {
+    sqlx::query("select id, labels from tokens where secret_hash = $1 and expires_at > $2")
+        .bind(blake3::hash(secret.as_bytes()).to_hex().to_string())
+        .bind(now())
+}
+
 impl Change<'_> {
+    /// The node that came with this token and this key before; `None` if there is none, or the token is over. A machine
+    /// asks again when the answer did not reach it: only it has the key.
+    pub(super) async fn came_before(&mut self, secret: &str, key: &str) -> Result<Option<Came>, CatalogError> {
+        let Some(row) = lasting(secret).fetch_optional(&mut *self.tx).await? else { return Ok(None) };
+        let token = read(&row)?.id;
+        let row = sqlx::query("select node, revoked_at from nodes where token = $1 and key_hash = $2")
+            .bind(&token)
+            .bind(key)
+            .fetch_optional(&mut *self.tx)
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        let (node, revoked): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+        let node = node.parse().map_err(|error| unreadable("node", &node, error))?;
+        Ok(Some(Came { node, token, revoked: revoked.is_some() }))
+    }
+
     /// Takes one use of a token; `None` if it is unknown, used up or expired. One statement, so that two machines
     /// cannot both take the last use.
     pub(super) async fn redeem(&mut self, secret: &str) -> Result<Option<Redeemed>, CatalogError> {

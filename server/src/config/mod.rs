@@ -9,7 +9,8 @@
 //! start. [`Config::check`] runs before anything is bound or opened.
 
 mod keys;
-pub mod units;
+
+pub use goldsync_proto::units;
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};

@@ -60,9 +60,9 @@ impl Client {
         self.get(&Call::new(Method::POST, ["trust", "online"]).idempotent()).await
     }
 
-    /// `POST /v1/uploads`
+    /// `POST /v1/uploads`. Endless: of an image that is stored the server reads every byte.
     pub async fn begin_upload(&self, image: ImageId, size: u64) -> Outcome<types::UploadState> {
-        let call = Call::new(Method::POST, ["uploads"]).idempotent().patient();
+        let call = Call::new(Method::POST, ["uploads"]).idempotent().patient().endless();
         self.get(&call.json(&types::UploadRequest { image, size })?).await
     }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! open ──▶ known already? ──▶ hash ──▶ the same bytes? ──▶ send ──▶ compare ──▶ sign ──▶ visible
 //! ```
+//! A release that is published already is not signed again, but sent as far as the server lacks it: so a damaged store heals.
 //! What is cheap and can fail comes first: the arguments, the key, the server, and only then 20 GiB of hashing. The
 //! server's sections are compared with our own before anything is signed, so that what is signed is what was read here.
 
@@ -35,8 +36,10 @@ pub struct Published {
     /// What it looks like.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file_system: Option<String>,
-    /// The same bytes were there under that name; nothing was changed.
+    /// The same bytes were there under that name; the release was not changed.
     pub already_published: bool,
+    /// Something of the image was damaged on the server, and is stored anew.
+    pub healed: bool,
     /// Blocks that the server lacked.
     pub blocks_sent: u64,
     /// Bytes that they took on the way.
@@ -68,21 +71,25 @@ pub async fn publish(desk: &Desk, args: &cli::Publish) -> Outcome<Published> {
 
     let signature = hash(manner, &image).await?;
     let size = image.geometry().size();
-    let done = |sent: upload::Sent, stored, already_published| Published {
+    let done = |sent: upload::Sent, uploaded: &types::Uploaded, already_published| Published {
         release: release.clone(),
         image: signature.image,
         size,
         file_system: file_system.clone(),
         already_published,
+        healed: uploaded.healed,
         blocks_sent: sent.blocks,
         bytes_sent: sent.bytes,
-        stored,
+        stored: if already_published && !uploaded.healed { 0 } else { uploaded.added },
         elapsed_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
     };
     if let Some(known) = known {
         same_bytes(&known, &signature)?;
         say_what_differs(manner, &known, &labels, args.minimum_agent.as_deref());
-        return Ok(done(upload::Sent::default(), 0, true));
+        // No work if the server holds the image whole; what is damaged there is sent again.
+        let (sent, uploaded) = upload::run(desk, manner, &image, &signature).await?;
+        compare(&uploaded, &signature)?;
+        return Ok(done(sent, &uploaded, true));
     }
 
     let (sent, uploaded) = upload::run(desk, manner, &image, &signature).await?;
@@ -100,12 +107,12 @@ pub async fn publish(desk: &Desk, args: &cli::Publish) -> Outcome<Published> {
     };
     desk.interrupted.leaves("the image is on the server; whether the release is visible, `goldsync release list` says");
     if sign::release(desk, &signer, &manifest).await? {
-        return Ok(done(sent, uploaded.added, false));
+        return Ok(done(sent, &uploaded, false));
     }
     // Somebody published under this name while we were hashing.
     let known = desk.client.release(&release).await?.ok_or_else(|| signed_but_hidden(&release))?;
     same_bytes(&known, &signature)?;
-    Ok(done(sent, uploaded.added, true))
+    Ok(done(sent, &uploaded, true))
 }
 
 async fn hash(manner: Manner, image: &Arc<Image>) -> Outcome<Signature> {
@@ -191,10 +198,18 @@ fn introduction(release: &ReleaseRef, image: &Image, file_system: Option<&str>) 
     format!("{release}: {} of {kind}, {} blocks", show::bytes(geometry.size()), geometry.blocks())
 }
 
+fn healed_text(published: &Published) -> String {
+    let sent = show::bytes(published.blocks_sent * goldsync_proto::limits::BLOCK);
+    format!(
+        "\n  healed   the server's copy was damaged: {sent} of blocks were sent and stored anew, and it is whole again"
+    )
+}
+
 fn text(published: &Published) -> String {
     let Published { release, image, .. } = published;
     if published.already_published {
-        return format!("already published: {release} is image {image}");
+        let healed = if published.healed { healed_text(published) } else { String::new() };
+        return format!("already published: {release} is image {image}{healed}");
     }
     let raw = published.blocks_sent * goldsync_proto::limits::BLOCK;
     let held = published.size.saturating_sub(raw);

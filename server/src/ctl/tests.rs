@@ -116,7 +116,7 @@ async fn an_upload_goes_on_where_it_was_left() {
 /// number of times that it was sent the list.
 fn forgetful(signature: &Signature, times: u32) -> (axum::Router, Arc<AtomicU32>) {
     let (lists, lost) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
-    let uploaded = Uploaded { sections: signature.sections(), added: 1 };
+    let uploaded = Uploaded { sections: signature.sections(), added: 1, healed: false };
     let counted = lists.clone();
     let lose = move |at_frame: bool| {
         let before = lost.load(Ordering::SeqCst);

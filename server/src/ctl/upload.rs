@@ -91,7 +91,11 @@ async fn round(
     sent: &mut Sent,
 ) -> Result<Uploaded, Stopped> {
     let (id, geometry) = (signature.image, image.geometry());
-    if !desk.client.begin_upload(id, geometry.size()).await?.stored {
+    let stored = {
+        let _waiting = Waiting::begin(manner, "the server looks whether it holds the image, whole");
+        desk.client.begin_upload(id, geometry.size()).await?.stored
+    };
+    if !stored {
         let missing = {
             let _waiting = Waiting::begin(manner, "the server looks what it holds already");
             desk.client.missing(id, Bytes::copy_from_slice(&signature.blocks)).await?

@@ -57,6 +57,15 @@ impl Known {
         self.hashes.len()
     }
 
+    /// This table without the blocks of the frames that `lost` says are, so that they are stored again.
+    pub(crate) fn without(&self, lost: impl Fn(&KnownFrame) -> bool) -> Self {
+        let lost: Vec<bool> = self.frames.iter().map(lost).collect();
+        let is_lost = |place: u32| lost.get(place as usize >> 8).copied().unwrap_or(true);
+        let blocks = self.hashes.iter().zip(&self.places).filter(|(_, place)| !is_lost(**place));
+        let (hashes, places): (Vec<u64>, Vec<u32>) = blocks.unzip();
+        Self { frames: self.frames.clone(), starts: starts_of(&hashes), hashes, places }
+    }
+
     /// This table and the blocks of the segments that were made for one more image.
     pub(crate) fn with(&self, layout: &Layout, made: &[Digest], hashes: BlockHashes<'_>) -> Self {
         let made: HashSet<&Digest> = made.iter().collect();
@@ -156,6 +165,23 @@ mod tests {
         assert_eq!((known.find(8), known.find(70), known.len()), (Some((1, 1)), Some((0, 0)), 4));
         let found = known.frame(1).unwrap();
         assert_eq!((found.segment, found.frame.offset), (b, 8));
+    }
+
+    #[test]
+    fn blocks_of_lost_frames_are_not_found_any_more() {
+        let segment = Digest::of(b"a");
+        let stored = |frame, from| Place::Stored { frame, from };
+        let geometry = Geometry::new(4 * BLOCK).unwrap();
+        let extents = [(2, stored(0, 0)), (2, stored(1, 0))];
+        let layout = Layout::new(geometry, vec![segment], vec![frame(0, 5, 2), frame(0, 50, 2)], extents).unwrap();
+        let hashes = section(&[1, 2 << 50, 3, 4 << 50]);
+        let known = Known::default().with(&layout, &[segment], BlockHashes::new(&hashes));
+        let left = known.without(|known| known.frame.offset == 5);
+        let found = [1, 2 << 50, 3, 4 << 50].map(|hash| left.find(hash).is_some());
+        assert_eq!(found, [false, false, true, true]);
+        let again = left.with(&layout, &[segment], BlockHashes::new(&hashes));
+        assert_eq!((again.len(), again.find(1)), (4, Some((2, 0))));
+        assert_eq!(known.without(|_| true).len(), 0);
     }
 
     #[test]

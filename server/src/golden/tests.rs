@@ -447,3 +447,69 @@ async fn whole_images_keep_within_their_bound_and_old_ones_are_proven_again() {
     let store = open_store(folder.path()).await;
     assert!(store.materialise(first).await.unwrap().map().unwrap()[..] == one);
 }
+
+/// Goal: what is damaged or lost on the server's disk, whatever it is, is whole again when the same image is published again,
+/// and only what was lost is sent.
+#[tokio::test]
+async fn publishing_again_heals_what_is_damaged() {
+    let (bytes, other) = (noise(1500, 1), noise(3, 2));
+    let image = ImageId::of(&bytes);
+    for what in ["a changed byte", "a short segment", "no segment", "layout", "section", "nothing"] {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, uploads) = open_both(folder.path()).await;
+        let before = publish(&uploads, &bytes).await.unwrap();
+        // One more image, which needs of the first what will not be damaged.
+        publish(&uploads, &[&bytes[..10 * BLOCK], &other[..]].concat()).await.unwrap();
+        let record = store.image(image).unwrap();
+        assert!(record.segments.len() > 1, "the first segment shall stay as it is");
+        let path = |name| object_path(&store, name);
+        let last = *record.segments.last().unwrap();
+        let open = |name| fs::File::options().write(true).open(path(name)).unwrap();
+        let lost = match what {
+            "a changed byte" => open(last).write_all_at(b"x", 9).map(|()| 256).unwrap(),
+            "a short segment" => open(last).set_len(5000).map(|()| 1500 - 1024).unwrap(),
+            "no segment" => fs::remove_file(path(last)).map(|()| 1500 - 1024).unwrap(),
+            "layout" => open(record.layout.name).write_all_at(b"x", 40).map(|()| 0).unwrap(),
+            "section" => fs::remove_file(path(record.sections.rolling.name)).map(|()| 0).unwrap(),
+            _ => 0,
+        };
+        store.forget_whole(image).unwrap();
+        let frames = asked_frames(&uploads, &bytes).await;
+        assert_eq!(frames.iter().map(|frame| frame.blocks).sum::<u32>(), lost, "{what}");
+        for frame in frames {
+            uploads.frame(image, frame.first, frame.bytes.into()).await.unwrap();
+        }
+        let after = uploads.complete(image).await.unwrap();
+        assert_eq!((after.sections, after.healed), (before.sections, what != "nothing"), "{what}");
+        // From the disk: after a restart, and without the whole image at hand.
+        for _ in 0..2 {
+            let (store, uploads) = open_both(folder.path()).await;
+            store.forget_whole(image).unwrap();
+            assert!(store.damage(image).await.unwrap().is_none(), "{what}");
+            assert!(read_runs(&store, image, &[(0, 1500)]).await.unwrap() == bytes, "{what}");
+            assert!(asked_frames(&uploads, &[&bytes[..], &other[..]].concat()).await.is_empty(), "{what}");
+        }
+    }
+}
+
+/// Goal: a new image that shares blocks with a damaged one is published nevertheless: the publisher is asked for them.
+#[tokio::test]
+async fn a_new_image_does_not_build_on_what_is_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, uploads) = open_both(folder.path()).await;
+    let old = noise(300, 1);
+    publish(&uploads, &old).await.unwrap();
+    fs::remove_file(object_path(&store, store.image(ImageId::of(&old)).unwrap().segments[0])).unwrap();
+    let new = [&old[..], &noise(5, 2)].concat();
+    let image = ImageId::of(&new);
+    let refused = publish(&uploads, &new).await.unwrap_err();
+    assert!(matches!(refused, UploadError::Incomplete { blocks: 300, .. }), "{refused}");
+    publish(&uploads, &new).await.unwrap();
+    store.forget_whole(image).unwrap();
+    assert!(read_runs(&store, image, &[(0, 305)]).await.unwrap() == new);
+    // And the old one finds them there when it is published again.
+    assert!(asked_frames(&uploads, &old).await.is_empty());
+    assert!(uploads.complete(ImageId::of(&old)).await.unwrap().healed);
+    store.forget_whole(ImageId::of(&old)).unwrap();
+    assert!(read_runs(&store, ImageId::of(&old), &[(0, 300)]).await.unwrap() == old);
+}

@@ -9,14 +9,17 @@
 //! visible to a node. The image exists when its record does, which is written last and synced; the folder goes after it.
 //! An upload that nobody touched for 24 hours goes when the server starts.
 //!
+//! An image that is stored is looked over when it is published again. What is damaged or missing is asked for like blocks that
+//! were never there; in the end the image lies in other segments, whole, and everything else about it is as before.
+//!
 //! The publisher is not believed: each block is held against its hash, and the image that comes out against its id. If
 //! that fails (a file that changed while it was read, two blocks with one hash, a lie) nothing is stored, and the next
 //! attempt asks for every block, so that a shared hash cannot stand in an image's way twice.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,7 +32,7 @@ use goldsync_proto::signature::{BLOCK_ENTRY, BlockHashes, block_hash};
 use serde::{Deserialize, Serialize};
 use tokio::sync::RwLock;
 
-use super::known::Known;
+use super::known::{Known, KnownFrame};
 use super::parts::{self, Part};
 use super::segments::{Own, Received, lay_out, missing, store_parts};
 use super::sign::sign_file;
@@ -158,6 +161,8 @@ pub struct Uploads {
     folder: PathBuf,
     known: Mutex<Arc<Known>>,
     open: tokio::sync::Mutex<HashMap<ImageId, Arc<Upload>>>,
+    /// Stored images of which something is damaged, until they are whole again.
+    healing: Mutex<HashSet<ImageId>>,
     /// One image is proven at a time: it takes all cores and much disk.
     completing: tokio::sync::Mutex<()>,
 }
@@ -226,7 +231,8 @@ impl Uploads {
         let cleaned = (folder.clone(), store.clone());
         blocking(move || clean(&cleaned.0, &cleaned.1)).await?;
         let known = Mutex::new(Arc::new(known));
-        Ok(Arc::new(Self { store, folder, known, open: Default::default(), completing: Default::default() }))
+        let (open, healing, completing) = Default::default();
+        Ok(Arc::new(Self { store, folder, known, open, healing, completing }))
     }
 
     fn known(&self) -> Arc<Known> {
@@ -239,8 +245,34 @@ impl Uploads {
         to_the_end(async move { uploads.begin_now(image, size).await }).await
     }
 
+    fn healing(&self) -> MutexGuard<'_, HashSet<ImageId>> {
+        self.healing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The image's record, if it is stored and nothing of it must be stored anew.
+    fn whole(&self, image: ImageId) -> Option<Arc<ImageRecord>> {
+        self.store.image(image).filter(|_| !self.healing().contains(&image))
+    }
+
+    /// Looks a stored image over. If something of it is damaged, it is uploaded like an image that is not stored.
+    async fn look_over(&self, image: ImageId) -> Result<bool, UploadError> {
+        let Some(damage) = self.store.damage(image).await? else { return Ok(true) };
+        tracing::warn!(%image, frames = damage.frames.len(), "what is damaged will be stored anew");
+        self.forget(move |known| damage.frames.contains(&(known.segment, known.frame.offset))).await?;
+        self.healing().insert(image);
+        Ok(false)
+    }
+
+    /// Does not find the blocks of lost frames any more: they are asked for and stored again.
+    async fn forget(&self, lost: impl Fn(&KnownFrame) -> bool + Send + 'static) -> Result<(), StoreError> {
+        let known = self.known();
+        let left = Arc::new(blocking(move || Ok::<_, StoreError>(known.without(lost))).await?);
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = left;
+        Ok(())
+    }
+
     async fn begin_now(&self, image: ImageId, size: u64) -> Result<UploadState, UploadError> {
-        if self.store.image(image).is_some() {
+        if self.whole(image).is_some() && self.look_over(image).await? {
             return Ok(UploadState { stored: true });
         }
         let geometry = Geometry::new(size)?;
@@ -287,14 +319,14 @@ impl Uploads {
 
     async fn index_now(&self, image: ImageId, section: Bytes) -> Result<Missing, UploadError> {
         let upload = match self.upload(image).await {
-            Err(UploadError::NotBegun { .. }) if self.store.image(image).is_some() => {
+            Err(UploadError::NotBegun { .. }) if self.whole(image).is_some() => {
                 return Ok(Missing { runs: vec![] });
             }
             other => other?,
         };
         upload.check_section(&section)?;
         let mut state = upload.state.write().await;
-        if self.store.image(image).is_some() {
+        if self.whole(image).is_some() {
             return Ok(Missing { runs: vec![] });
         }
         if state.section.as_ref() != Some(&section) {
@@ -325,11 +357,11 @@ impl Uploads {
 
     async fn frame_now(&self, image: ImageId, first: u32, frame: Bytes) -> Result<(), UploadError> {
         let upload = match self.upload(image).await {
-            Err(UploadError::NotBegun { .. }) if self.store.image(image).is_some() => return Ok(()),
+            Err(UploadError::NotBegun { .. }) if self.whole(image).is_some() => return Ok(()),
             other => other?,
         };
         let state = upload.state.read().await;
-        if self.store.image(image).is_some() {
+        if self.whole(image).is_some() {
             return Ok(());
         }
         let (Some(section), Some(asked)) = (state.section.clone(), state.asked.clone()) else {
@@ -347,8 +379,8 @@ impl Uploads {
 
     async fn finish(&self, image: ImageId) -> Result<Uploaded, UploadError> {
         let _one_at_a_time = self.completing.lock().await;
-        if let Some(record) = self.store.image(image) {
-            return Ok(Uploaded { sections: record.sections, added: record.added });
+        if let Some(record) = self.whole(image) {
+            return Ok(Uploaded { sections: record.sections, added: record.added, healed: false });
         }
         let upload = self.upload(image).await?;
         let mut state = upload.state.write().await;
@@ -364,6 +396,16 @@ impl Uploads {
                 let folder = upload.folder.clone();
                 blocking(move || remove_folder(&folder)).await?;
                 Ok(uploaded)
+            }
+            Err(UploadError::Store(StoreError::Damaged { name, what })) => {
+                // An older image's segment. Whatever of it we know is asked for; a disk that breaks at once is not asked twice.
+                self.forget(move |known| known.segment == name).await?;
+                let missing = self.missing(&state).await?;
+                let blocks = missing.iter().map(|(_, count)| u64::from(*count)).sum();
+                let error = StoreError::damaged(name, what);
+                tracing::warn!(%image, %error, blocks, "what is damaged will be stored anew");
+                let first = missing.first().map(|(first, _)| *first);
+                Err(first.map_or(error.into(), |first| UploadError::Incomplete { blocks, first }))
             }
             Err(UploadError::WrongImage { image, got }) => {
                 *state = State::empty(true);
@@ -404,12 +446,16 @@ impl Uploads {
         let sizes = [stored_layout, sections.subtrees, sections.blocks, sections.rolling];
         let added = own.segments.iter().chain(&sizes).map(|section| section.length).sum();
         let made: Vec<_> = own.segments.iter().map(|segment| segment.name).collect();
-        let record = ImageRecord::new(image, geometry, stored_layout, sections, added, made.clone());
+        let before = store.image(image);
+        let kept = before.iter().flat_map(|record| &record.segments).filter(|segment| !made.contains(segment));
+        let segments = made.iter().chain(kept).copied().collect();
+        let record = ImageRecord::new(image, geometry, stored_layout, sections, added, segments);
         store.commit(record).await?;
         self.learn(layout, made, blocks).await?;
+        self.healing().remove(&image);
         let store = store.clone();
         blocking(move || store.keep_whole(image, &draft)).await?;
-        Ok(Uploaded { sections, added })
+        Ok(Uploaded { sections, added, healed: before.is_some() })
     }
 
     /// Lets later uploads find this image's blocks.

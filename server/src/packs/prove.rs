@@ -136,7 +136,7 @@ mod tests {
         let mut packs = Vec::new();
         let plan = pair(image(base, &sections.0), image(target, &sections.1), Effort::QUICK, |wire| {
             packs.extend_from_slice(wire);
-            Ok::<_, std::convert::Infallible>(())
+            Ok::<_, goldsync_proto::plan::PlanError>(())
         });
         (plan.unwrap(), packs)
     }

@@ -266,6 +266,22 @@ async fn a_cold_plan_of_scattered_survivors_is_packed_anew() {
     }
 }
 
+#[tokio::test]
+async fn a_cold_plan_follows_an_image_that_was_stored_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = open(folder.path()).await;
+    let bytes = noise(700, 1);
+    let image = ImageId::of(&bytes);
+    publish(&server.uploads, &bytes).await.unwrap();
+    let first = server.plan(None, image).await;
+    let segment = object_path(&server.store, first.objects[0]);
+    File::options().write(true).open(&segment).unwrap().write_all(b"rot").unwrap();
+    assert!(publish(&server.uploads, &bytes).await.unwrap().healed);
+    server.packs.forget_cold(image).await.unwrap();
+    assert!(apply(&server.store, &server.plan(None, image).await, &[]).await == bytes);
+    assert_eq!(server.packs.made(), 2);
+}
+
 /// Runs of blocks from a small pool, so that images share much, with each other and within themselves.
 fn image_of(cuts: &[(usize, usize, u8)]) -> Vec<u8> {
     let pool = noise(60, 1);

@@ -52,6 +52,7 @@ impl Session {
         let state = self.hub.packs.plan(base, target).await.map_err(|error| match error {
             PlanError::UnknownBase { .. } => Refusal::new(Reason::UnknownBase, error.to_string()),
             PlanError::UnknownTarget { .. } => Refusal::new(Reason::NotFound, error.to_string()),
+            PlanError::TooLarge { .. } => Refusal::new(Reason::PlanTooLarge, error.to_string()),
             error => internal("making a plan", error),
         })?;
         Ok(Reply::from(match state {

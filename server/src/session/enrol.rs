@@ -28,11 +28,12 @@ impl Session {
         let mut all = labels.clone();
         all.extend(given);
         check_labels(&all).map_err(|error| Refusal::new(Reason::BadRequest, error.to_string()))?;
+        let key = hub.authority.key_of(csr).map_err(cannot_sign)?;
         let sign = |node: &Word| {
             let signed = hub.authority.sign_node(csr, node, Utc::now())?;
             Ok::<_, AuthorityError>((blake3::Hash::from_bytes(signed.fingerprint.0), signed))
         };
-        let enrolled = hub.catalog.enrol(token, name, labels, &from, sign).await.map_err(failed)?;
+        let enrolled = hub.catalog.enrol(token, key, name, labels, &from, sign).await.map_err(failed)?;
         let (node, signed) = enrolled.ok_or_else(|| self.bad_token(&from))?.map_err(cannot_sign)?;
         tracing::info!(%node, from, "enrolled");
         Ok(Reply::from(Answer::Enrolled {

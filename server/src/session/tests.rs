@@ -99,6 +99,36 @@ async fn a_bad_token_is_refused_and_a_good_one_counts_its_uses() {
     assert_eq!(whats, expected.map(|(who, what)| (who.to_owned(), what.to_owned())));
 }
 
+/// Goal: who did not get the answer asks again with the same key, and is the same node; nobody else is.
+#[tokio::test]
+async fn an_enrolment_asked_again_with_the_same_key_has_the_same_answer() {
+    let fleet = Fleet::start().await;
+    let good = fleet.token(token(1)).await;
+    let request = |key: &KeyPair| Request::Enrol {
+        token: good.secret.clone(),
+        csr: CertificateParams::default().serialize_request(key).unwrap().pem().unwrap(),
+        name: word("web"),
+        labels: BTreeMap::new(),
+    };
+    let (mine, thine) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let mut certificates = Vec::new();
+    for _ in 0..2 {
+        let answer = ask(&fleet.dial(ALPN_ENROL, None).await, &request(&mine)).await.0;
+        let Answer::Enrolled { node, certificate, .. } = answer else { panic!("{answer:?}") };
+        assert_eq!(node, word("web"));
+        certificates.push(certificate);
+    }
+    let stolen = ask(&fleet.dial(ALPN_ENROL, None).await, &request(&thine)).await.0;
+    assert_eq!(reason(&stolen), Reason::BadToken);
+    let nodes: Vec<Node> = fleet.get("/v1/nodes").await;
+    assert_eq!(nodes.len(), 1);
+    for certificate in certificates {
+        let certificate = rustls::pki_types::pem::PemObject::from_pem_slice(certificate.as_bytes()).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(mine.serialize_der()).unwrap();
+        fleet.join(&crate::testing::Identity { node: word("web"), certificate, key }, "dev").await;
+    }
+}
+
 #[tokio::test]
 async fn a_bad_request_for_a_certificate_costs_no_token() {
     let fleet = Fleet::start().await;

@@ -11,9 +11,9 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use goldsync_proto::block::{Run, runs_of};
 use goldsync_proto::digest::{Digest, ImageId};
-use goldsync_proto::limits::BLOCK;
+use goldsync_proto::limits::{BLOCK, PLAN_PACKS_MAX, PLAN_STEPS_MAX};
 use goldsync_proto::pack::{compress, hash16};
-use goldsync_proto::plan::{Pack, Plan, Step};
+use goldsync_proto::plan::{Pack, Plan, PlanError, Step};
 use goldsync_proto::signature::{BlockHashes, block_hash};
 
 use super::files::blocking;
@@ -40,7 +40,7 @@ pub(crate) async fn plan(store: &Arc<Store>, image: ImageId) -> Result<Plan, Sto
     let layout = store.layout(image).await?;
     let draft = {
         let layout = layout.clone();
-        blocking(move || Ok::<_, StoreError>(Draft::of(&layout))).await?
+        blocking(move || Draft::of(&layout)).await?
     };
     let made = if draft.anew.is_empty() { Ok(Vec::new()) } else { make_anew(store, image, &layout, &draft.anew).await };
     if made.is_err() {
@@ -70,7 +70,8 @@ struct Draft {
 }
 
 impl Draft {
-    fn of(layout: &Layout) -> Self {
+    /// Gives up as soon as no node could take the plan: an image that is too large for one is fetched by its blocks.
+    fn of(layout: &Layout) -> Result<Self, StoreError> {
         let scattered = scattered_frames(layout);
         let mut gathering = Gathering {
             draft: Self::default(),
@@ -83,8 +84,15 @@ impl Draft {
         gathering.places = vec![(NOWHERE, 0); rows * FULL as usize];
         for extent in layout.extents() {
             gathering.take(extent);
+            gathering.draft.fits()?;
         }
-        gathering.draft
+        Ok(gathering.draft)
+    }
+
+    fn fits(&self) -> Result<(), PlanError> {
+        let count = |what, got, max| if got > max { Err(PlanError::TooLarge { what, got, max }) } else { Ok(()) };
+        count("steps", self.steps.len(), PLAN_STEPS_MAX)?;
+        count("packs", self.packs.len(), PLAN_PACKS_MAX)
     }
 
     fn join(self, image: ImageId, layout: &Layout, made: &[(Digest, Pack)]) -> Plan {
@@ -302,4 +310,36 @@ async fn one_anew(
         Ok((pack, Bytes::from(wire)))
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::layout::Frame;
+    use goldsync_proto::block::Geometry;
+    use goldsync_proto::pack::Codec;
+
+    /// Frames of one block each, a zero block behind each.
+    fn layout(frames: usize) -> Layout {
+        let frame = Frame {
+            segment: 0,
+            offset: 0,
+            wire_len: 100,
+            raw_len: BLOCK as u32,
+            codec: Codec::Zstd,
+            wire_hash: [1; 16],
+            raw_hash: [2; 16],
+        };
+        let extents = (0..frames as u32).flat_map(|frame| [(1, Place::Stored { frame, from: 0 }), (1, Place::Zero)]);
+        let geometry = Geometry::new(2 * frames as u64 * BLOCK).unwrap();
+        Layout::new(geometry, vec![Digest::of(b"segment")], vec![frame; frames], extents).unwrap()
+    }
+
+    #[test]
+    fn an_image_of_more_pieces_than_a_node_can_hold_has_no_cold_plan() {
+        let full = Draft::of(&layout(PLAN_PACKS_MAX)).unwrap();
+        assert_eq!(full.packs.len(), PLAN_PACKS_MAX);
+        let error = Draft::of(&layout(PLAN_PACKS_MAX + 1)).unwrap_err();
+        assert!(error.to_string().contains("65537 packs, at most 65536 allowed; plan by"), "{error}");
+    }
 }

@@ -67,7 +67,7 @@ pub enum StoreError {
         blocks: u64,
     },
     /// What is on disk is not what was stored.
-    #[error("object {name} is damaged on disk: {what}; restore objects/{}/{name} from a backup", .name.to_string().get(..2).unwrap_or_default())]
+    #[error("object {name} is damaged on disk: {what}; restore objects/{}/{name} from a backup, or publish the release's image again", .name.to_string().get(..2).unwrap_or_default())]
     Damaged {
         /// The object.
         name: Digest,
@@ -108,6 +108,9 @@ pub enum StoreError {
         /// Why.
         what: String,
     },
+    /// The cold plan cannot be made as a node could take it.
+    #[error(transparent)]
+    Plan(#[from] goldsync_proto::plan::PlanError),
     /// The disk.
     #[error("{action} {}: {source}", path.display())]
     Io {

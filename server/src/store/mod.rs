@@ -21,6 +21,7 @@ use goldsync_proto::digest::{Digest, ImageId};
 use goldsync_proto::signature::BLOCK_ENTRY;
 
 pub mod cold;
+mod damage;
 mod error;
 pub(crate) mod files;
 mod frames;
@@ -159,10 +160,12 @@ impl Store {
         Ok(bytes)
     }
 
-    /// Makes an image exist: everything that `record` names is stored already.
+    /// Makes an image exist, or lie elsewhere than before: everything that `record` names is stored already.
     pub(crate) async fn commit(self: &Arc<Self>, record: ImageRecord) -> Result<(), StoreError> {
-        let store = self.clone();
-        blocking(move || store.images.commit(record)).await
+        let (store, image) = (self.clone(), record.image);
+        blocking(move || store.images.commit(record)).await?;
+        self.layouts.lock().unwrap_or_else(PoisonError::into_inner).remove(&image);
+        Ok(())
     }
 
     /// Gives a proven draft its place among the whole images.

@@ -1,6 +1,7 @@
-//! Values with units, as people write them in `server.toml`: `"7 days"`, `"64 MiB"`.
+//! Values with units, as people write them in `server.toml` and `agent.toml`: `"7 days"`, `"64 MiB"`.
 //!
-//! A bare number is refused: nobody remembers whether it meant seconds. One number and one unit, no sums.
+//! A bare number is refused: nobody remembers whether it meant seconds. Only `"0"` is the same in every unit. One number and
+//! one unit, no sums.
 
 use std::fmt;
 use std::str::FromStr;
@@ -66,6 +67,9 @@ const SIZES: [(&str, u64); 6] =
 fn measure(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let text = text.trim();
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    if text == "0" {
+        return Some(0);
+    }
     let (number, unit) = text.split_at(digits);
     let factor = units.iter().find(|(name, _)| *name == unit.trim())?.1;
     number.parse::<u64>().ok()?.checked_mul(factor)
@@ -155,12 +159,20 @@ mod tests {
 
     #[test]
     fn spans_and_sizes_are_read_with_their_units() {
-        for (text, ms) in
-            [("45 s", 45_000), ("90s", 90_000), ("7 days", 604_800_000), (" 1 hour ", 3_600_000), ("250 ms", 250)]
-        {
+        for (text, ms) in [
+            ("45 s", 45_000),
+            ("90s", 90_000),
+            ("7 days", 604_800_000),
+            (" 1 hour ", 3_600_000),
+            ("250 ms", 250),
+            ("6 h", 21_600_000),
+            ("6 hours", 21_600_000),
+            ("30min", 1_800_000),
+            ("0", 0),
+        ] {
             assert_eq!(text.parse::<Span>().unwrap().0.as_millis(), ms, "{text}");
         }
-        for (text, bytes) in [("64 MiB", 64 << 20), ("1 B", 1), ("512KiB", 512 << 10)] {
+        for (text, bytes) in [("0", 0), ("64 MiB", 64 << 20), ("1 B", 1), ("512KiB", 512 << 10)] {
             assert_eq!(text.parse::<Size>().unwrap(), Size(bytes), "{text}");
         }
     }
@@ -177,6 +189,11 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn any_text_ends_in_a_value_or_an_error(text: String) {
+            let _ = (text.parse::<Span>(), text.parse::<Size>());
+        }
+
         #[test]
         fn what_is_printed_reads_back(number in 0_u64..1 << 40) {
             let span = Span(Duration::from_millis(number));
