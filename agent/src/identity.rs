@@ -26,7 +26,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_t
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::disk::{self, DiskError};
@@ -392,11 +392,14 @@ impl ServerCertVerifier for PinnedAuthority {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let authority = intermediates.iter().find(|shown| Digest::of(shown) == self.hash).ok_or_else(|| {
             let shown: Vec<String> = intermediates.iter().map(|shown| Digest::of(shown).to_string()).collect();
-            rustls::Error::General(format!(
-                "the server shows no CA with the token's hash {} (shown: {}); it is not the server that made the token",
-                self.hash,
-                if shown.is_empty() { "none".to_owned() } else { shown.join(", ") }
-            ))
+            let shown = if shown.is_empty() { "none".to_owned() } else { shown.join(", ") };
+            let hash = self.hash;
+            let why = format!(
+                "the server shows no CA with the token's hash {hash} (shown: {shown}); it is not the server that made the token"
+            );
+            // A certificate's fault, so that it is told from a handshake that goes wrong in another way.
+            let why: Box<dyn std::error::Error + Send + Sync> = why.into();
+            rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::from(why))))
         })?;
         let roots =
             roots(&authority.clone().into_owned()).map_err(|error| rustls::Error::General(error.to_string()))?;

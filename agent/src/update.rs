@@ -153,7 +153,8 @@ impl UpdateError {
     /// The process's exit code, as documented in `--help`.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Job(JobError::Link(_)) | Self::NoLink => 4,
+            Self::Job(JobError::Link(error)) => error.exit_code(),
+            Self::NoLink => 4,
             Self::Job(JobError::Stage(_)) => 5,
             Self::Job(JobError::Proof { .. }) | Self::Swap(SwapError::Unproven { .. }) => 7,
             Self::Job(JobError::Journal(JournalError::Busy { .. })) => 75,

@@ -19,6 +19,7 @@ pub mod hub;
 pub mod init;
 pub mod orders;
 pub mod packs;
+mod peer;
 pub mod recover;
 pub mod roster;
 pub mod session;

@@ -624,6 +624,18 @@ async fn impossible_requests() {
     scene.unharmed().await;
 }
 
+/// Goal: a server of another fleet is not trusted, whatever verb meets it, and nothing changes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_another_fleet() {
+    let scene = Scene::new(42).await;
+    let other = Fleet::start().await;
+    let node = scene.node.by(other.quic());
+    for verb in ["check", "sync", "download"] {
+        node.agent(&[verb]).await.fails(3, &["is not trusted", "of another fleet"]);
+    }
+    scene.unharmed().await;
+}
+
 /// Goal: a token is good for one machine, of one fleet, and unaltered.
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_that_are_no_good() {
@@ -639,7 +651,7 @@ async fn tokens_that_are_no_good() {
         ("no token", "gs1.abc", 2, &["is not a token", "goldsync token create"][..]),
         ("another secret", &altered, 4, &["token is unknown, used up or expired"]),
         ("used", &used, 4, &["token is unknown, used up or expired"]),
-        ("another fleet's", &foreign, 4, &["CA"]),
+        ("another fleet's", &foreign, 3, &["CA", "of another fleet"]),
     ] {
         let ran = machine.agent(&["enroll", "--token", token]).await;
         assert_eq!(ran.code, Some(code), "{what}: {}", ran.err);

@@ -14,7 +14,8 @@ Exit codes:
   0    done, or nothing to do
   1    failed
   2    usage or configuration; this machine is not enrolled
-  3    not trusted: signature, expiry, rolled-back metadata, a release that is not acceptable
+  3    not trusted: signature, expiry, rolled-back metadata, a release that is not acceptable,
+       a server of another fleet
   4    the server cannot be reached, or refused
   5    slot or disk: missing, unreadable, full, too small, mounted, in use
   6    drift found (verify)

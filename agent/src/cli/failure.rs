@@ -57,7 +57,7 @@ impl From<IdentityError> for Failure {
 
 impl From<LinkError> for Failure {
     fn from(error: LinkError) -> Self {
-        Self::new(4, error)
+        Self::new(error.exit_code(), error)
     }
 }
 

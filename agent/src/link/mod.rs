@@ -46,7 +46,7 @@ const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 const SOCKET_BUFFER: libc::c_int = 8 << 20;
 
-/// Why the server could not be reached, or did not give what was asked for. Exit code 4.
+/// Why the server could not be reached, or did not give what was asked for. Exit code 4, but for what is not trusted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkError {
@@ -74,7 +74,17 @@ pub enum LinkError {
         /// The last address and why it failed.
         why: String,
     },
-    /// The server is not the one we were enrolled with, or does not take our certificate.
+    /// Who answers is not the server that we were enrolled with, or that the token names. Exit code 3.
+    #[error(
+        "{server}: who answers there is not trusted: {why}; this node, or its token, is of another fleet, or somebody is in between"
+    )]
+    Untrusted {
+        /// As configured.
+        server: String,
+        /// What is wrong with its certificate.
+        why: String,
+    },
+    /// The server does not take our certificate, or no handshake is possible.
     #[error("{server}: the handshake was refused: {why}")]
     Handshake {
         /// As configured.
@@ -127,6 +137,11 @@ pub enum LinkError {
 }
 
 impl LinkError {
+    /// The process's exit code, as documented in `--help`.
+    pub fn exit_code(&self) -> u8 {
+        if matches!(self, Self::Untrusted { .. }) { 3 } else { 4 }
+    }
+
     /// Whether the server no longer takes this node: trying again soon would not help.
     pub fn revoked(&self) -> bool {
         use goldsync_proto::refusal::Reason;
@@ -323,7 +338,11 @@ fn handshake_error(server: &str, address: SocketAddr, error: ConnectionError) ->
         ConnectionError::TimedOut => {
             LinkError::Unreachable { server: server.to_owned(), why: format!("no answer from {address}") }
         }
-        // Our own verifier turned the server's certificate down.
+        // Our own verifier turned the server's certificate down: the TLS alerts 42 to 48, about certificates, and 51, about
+        // signatures, made on this side.
+        ConnectionError::TransportError(error) if matches!(u64::from(error.code), 0x12a..=0x130 | 0x133) => {
+            LinkError::Untrusted { server: server.to_owned(), why: format!("{address}: {error}") }
+        }
         ConnectionError::TransportError(error) => {
             LinkError::Handshake { server: server.to_owned(), why: format!("{address}: {error}") }
         }

@@ -159,7 +159,7 @@ async fn a_server_of_another_fleet_is_refused() {
         }
     });
     let error = Link::connect(&Address { host: "127.0.0.1".into(), ..address }, Pki::new().client()).await.unwrap_err();
-    assert!(matches!(error, LinkError::Handshake { .. }), "{error}");
+    assert!(matches!(error, LinkError::Untrusted { .. }) && error.exit_code() == 3, "{error}");
 }
 
 #[tokio::test]

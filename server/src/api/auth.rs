@@ -11,6 +11,7 @@ use axum::response::Response;
 use super::problem::{ApiError, ApiResult};
 use crate::catalog::Act;
 use crate::hub::Hub;
+use crate::peer::canonical;
 
 /// The longest token that is looked at. Ours have 64 characters.
 const TOKEN_MAX: usize = 256;
@@ -31,7 +32,7 @@ impl Caller {
 
 /// Lets operators through, and nobody else.
 pub async fn require(State(hub): State<Arc<Hub>>, mut request: Request, next: Next) -> ApiResult<Response> {
-    let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.to_string());
+    let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| canonical(info.0).to_string());
     let from = from.unwrap_or_else(|| "unknown".into());
     let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let name = match header.and_then(bearer) {

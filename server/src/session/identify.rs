@@ -85,11 +85,8 @@ pub async fn node(hub: &Hub, connection: &Connection) -> Result<Peer, Refusal> {
         return Err(Refusal::new(Reason::Revoked, format!("{named} was revoked on {at}")));
     }
     let admitted = hub.roster.admit(&row.node, Arc::new(connection.clone())).map_err(|error| {
-        let reason = match error {
-            AdmitError::Revoked(_) => Reason::Revoked,
-            AdmitError::TooMany { .. } => Reason::Busy,
-        };
-        Refusal::new(reason, error.to_string())
+        let AdmitError::Revoked(_) = error;
+        Refusal::new(Reason::Revoked, error.to_string())
     })?;
     let expires = expiry(&certificate).ok_or_else(|| stranger("the certificate has no readable expiry".into()))?;
     Ok(Peer::Node(Box::new(Node { admitted, fixed_labels: row.fixed_labels, fingerprint, expires })))

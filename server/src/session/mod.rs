@@ -39,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 use crate::authority::{AuthorityError, ServerCertificate};
 use crate::config::Nodes;
 use crate::hub::Hub;
+use crate::peer::canonical;
 
 pub(crate) use socket::no_ipv6;
 
@@ -159,12 +160,12 @@ impl Session {
 
     /// Where the peer is, for the audit log.
     fn from(&self) -> String {
-        self.connection.remote_address().to_string()
+        canonical(self.connection.remote_address()).to_string()
     }
 }
 
 async fn connection(hub: Arc<Hub>, incoming: Incoming, quit: CancellationToken) {
-    let from = incoming.remote_address();
+    let from = canonical(incoming.remote_address());
     let patience = hub.config.nodes.request_timeout.0;
     let connection = match timeout(patience, incoming).await {
         Ok(Ok(connection)) => connection,
@@ -254,6 +255,10 @@ impl Session {
     }
 
     async fn stream(self: Arc<Self>, mut send: SendStream, mut recv: RecvStream) {
+        let under_way = match &self.peer {
+            Peer::Node(node) => Some(node.admitted.stream()),
+            Peer::Stranger => None,
+        };
         let request = match self.request(&mut recv).await {
             Ok(request) => request,
             Err(error) => {
@@ -265,6 +270,7 @@ impl Session {
             }
         };
         if let Request::Control { hello } = request {
+            drop(under_way);
             return self.control(hello, send, recv).await;
         }
         let answer = match self.masks(&request, &mut recv).await {
