@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn a_hash_is_the_upper_end_of_the_polynomial() {
         let hash = GrainHash::new(7, 5).unwrap();
-        let grain: Vec<u8> = (0..GRAIN).map(|i| (i * i >> 3) as u8).collect();
+        let grain: Vec<u8> = (0..GRAIN).map(|i| ((i * i) >> 3) as u8).collect();
         let plain = grain.iter().enumerate().fold(0_u64, |sum, (at, byte)| {
             sum.wrapping_add((u64::from(*byte) + 1).wrapping_mul(hash.multiplier.wrapping_pow(511 - at as u32)))
         });
@@ -169,7 +169,7 @@ mod tests {
     fn a_signature_reads_back_as_the_grains_hashes() {
         for width in WIDTHS {
             let hash = GrainHash::new(1, width).unwrap();
-            let blocks: Vec<u8> = (0..2 * BLOCK).map(|i| (i * 31 >> 4) as u8).collect();
+            let blocks: Vec<u8> = (0..2 * BLOCK).map(|i| ((i * 31) >> 4) as u8).collect();
             let wire = hash.sign(&blocks);
             assert_eq!(wire.len(), 2 * GRAINS * usize::from(width));
             let expected: Vec<u64> = blocks.chunks(GRAIN as usize).map(|grain| hash.of(grain)).collect();
