@@ -243,3 +243,29 @@ async fn roles_are_taken_by_their_signatures_and_recorded_once() {
     assert_eq!((one.snapshot, one.timestamp), (two.snapshot, two.timestamp));
     assert_eq!(fleet.server().hub().trust.versions()["root"], 1);
 }
+
+/// Goal: a machine that opens connections and says nothing takes its own share; operators elsewhere notice nothing.
+#[tokio::test]
+async fn silent_connections_do_not_keep_operators_out() {
+    let fleet = Fleet::start().await;
+    let api = fleet.server().api_addr();
+    let from = async |address: [u8; 4]| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((address, 0).into()).unwrap();
+        socket.connect(api).await.unwrap()
+    };
+    let mut silent = Vec::new();
+    for _ in 0..80 {
+        silent.push(from([127, 0, 0, 2]).await);
+    }
+    let mut hung_up = 0;
+    for stream in &mut silent {
+        let mut byte = [0];
+        let read = tokio::io::AsyncReadExt::read(stream, &mut byte);
+        // Whoever has a place is waited for.
+        hung_up += usize::from(tokio::time::timeout(std::time::Duration::from_millis(20), read).await.is_ok());
+    }
+    assert_eq!(hung_up, 80 - 64);
+    let _: super::types::Status = fleet.get("/v1/status").await;
+    drop(silent);
+}
