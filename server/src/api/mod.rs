@@ -23,7 +23,7 @@ mod schema;
 mod status;
 #[cfg(test)]
 mod tests;
-mod trust;
+pub(crate) mod trust;
 pub mod types;
 mod uploads;
 
