@@ -1,13 +1,15 @@
 //! Bringing the catalog up to the signed metadata, after a death between the two.
 //!
 //! A publish or a promotion is first in the metadata, then in the catalog. If the server died in between, nodes see it
-//! and operators do not; this finishes the work. The metadata is never changed here.
+//! and operators do not; this finishes the work. What an operator was about to submit is looked up in the metadata, and has its
+//! line in the audit log if it is there. The metadata is never changed here.
 
 use std::collections::BTreeMap;
 
 use goldsync_proto::release::{Manifest, Pointer, RELEASES_ROLE, channel_target};
 use serde_json::Value;
 
+use crate::api::trust::{text_hash, told};
 use crate::catalog::{Act, Catalog, CatalogError, NewRelease, Taken};
 use crate::hub::Hub;
 use crate::store::Store;
@@ -36,12 +38,29 @@ pub enum RecoverError {
 /// Adds to the catalog what is signed and missing there. Returns how many releases and pointers.
 pub async fn recover(hub: &Hub) -> Result<(usize, usize), RecoverError> {
     let _alone = hub.publishing.lock().await;
+    submissions(&hub.trust, &hub.catalog).await?;
     let releases = releases(&hub.trust, &hub.catalog, &hub.store).await?;
     let pointers = pointers(&hub.trust, &hub.catalog).await?;
     if releases + pointers > 0 {
         tracing::warn!(releases, pointers, "the catalog was behind the signed metadata and was brought up");
     }
     Ok((releases, pointers))
+}
+
+/// Roles that were submitted when the server died: those that are in the metadata were taken.
+async fn submissions(trust: &Trust, catalog: &Catalog) -> Result<(), RecoverError> {
+    for intent in catalog.intents().await? {
+        let is_held =
+            |(role, hash): &(&String, &String)| trust.text(role).is_some_and(|text| text_hash(&text) == **hash);
+        let held: Vec<_> = intent.roles.iter().filter(is_held).map(|(role, _)| role).collect();
+        let act = (!held.is_empty()).then(|| {
+            let detail = format!("{}, recovered", told(trust, held.into_iter()));
+            Act::new(&intent.who, "trust.submit", detail, &intent.from)
+        });
+        tracing::warn!(who = intent.who, taken = act.is_some(), "roles were being submitted when the server died");
+        catalog.settle(intent.id, act).await?;
+    }
+    Ok(())
 }
 
 async fn releases(trust: &Trust, catalog: &Catalog, store: &Store) -> Result<usize, RecoverError> {

@@ -231,6 +231,13 @@ impl Work {
             () = self.stop.cancelled() => return Err(UpdateError::from(crate::job::JobError::Stopped).into()),
         };
         let link = Arc::new(connected);
+        // A node without a daemon renews its certificate when somebody calls. One that cannot be renewed now is good for
+        // another third of its life.
+        match self.node.renew_if_due(&link).await {
+            Ok(true) => tracing::info!("the certificate was renewed"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "the certificate could not be renewed"),
+        }
         Ok((self.node.context(Some(link.clone()), self.ui.events(), self.stop.clone())?, link))
     }
 

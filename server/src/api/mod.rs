@@ -1,7 +1,7 @@
 //! The operators' API: HTTPS and JSON, for the tool, for dashboards and for curl.
 //!
 //! ```text
-//! TLS ─▶ [auth] bearer token ─▶ handler ─▶ catalog, trust, store, orders ─▶ JSON, or a Problem
+//! [limit] ─▶ TLS ─▶ [auth] bearer token ─▶ handler ─▶ catalog, trust, store, orders ─▶ JSON, or a Problem
 //! ```
 //! [`routes::all`] is the only place where a path is bound to a handler; the OpenAPI document is made from the handlers'
 //! own descriptions, and a test holds the two against each other. Every change is in the audit log, written in the
@@ -13,6 +13,7 @@ mod auth;
 mod body;
 mod channels;
 mod fleet;
+mod limit;
 mod nodes;
 mod openapi;
 mod problem;
@@ -22,7 +23,7 @@ mod schema;
 mod status;
 #[cfg(test)]
 mod tests;
-mod trust;
+pub(crate) mod trust;
 pub mod types;
 mod uploads;
 
@@ -32,7 +33,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum_server::Handle;
-use axum_server::tls_rustls::RustlsConfig;
+use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use hyper_util::rt::TokioTimer;
 use rustls::ServerConfig;
 
@@ -42,7 +43,10 @@ pub(crate) use nodes::random_hex;
 pub use openapi::document;
 pub use problem::ApiError;
 
-/// A client must send a request's head within this time.
+/// A client must end its handshake within this time.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+
+/// A client must send a request's head within this time, and one that sent none so far is hung up on after it.
 const HEAD_WITHIN: Duration = Duration::from_secs(15);
 
 /// The whole API.
@@ -57,7 +61,9 @@ pub async fn serve(
     tls: Arc<ServerConfig>,
     handle: Handle<SocketAddr>,
 ) -> std::io::Result<()> {
-    let mut server = axum_server::from_tcp_rustls(listener, RustlsConfig::from_config(tls))?.handle(handle);
+    let acceptor = RustlsAcceptor::new(RustlsConfig::from_config(tls)).handshake_timeout(HANDSHAKE_WITHIN);
+    let acceptor = acceptor.acceptor(limit::Limit::default());
+    let mut server = axum_server::from_tcp(listener)?.acceptor(acceptor).handle(handle);
     server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN);
     server.serve(router(hub).into_make_service_with_connect_info::<SocketAddr>()).await
 }

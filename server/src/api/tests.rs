@@ -212,6 +212,41 @@ async fn two_servers_do_not_share_a_folder() {
     assert!(error.contains("goldsync init"), "{error}");
 }
 
+/// Goal: a change of who may sign is in the audit log with its author, wherever the server dies.
+#[tokio::test]
+async fn a_death_within_a_submission_costs_no_line_of_the_audit_log() {
+    let mut fleet = Fleet::start().await;
+    let files: super::types::TrustFiles = fleet.get("/v1/trust").await;
+    let text = fleet.signer.renew(&files.files, "releases", chrono::Utc::now()).await.unwrap();
+    let act = || crate::catalog::Act::new("alice", "trust.submit", "", "192.0.2.1:7");
+    let roles = std::collections::BTreeMap::from([("releases".to_owned(), super::trust::text_hash(&text))]);
+    let submissions = async |fleet: &Fleet| {
+        let audit = fleet.audit().await.into_iter().filter(|entry| entry.what == "trust.submit");
+        audit.map(|entry| (entry.who, entry.from, entry.detail)).collect::<Vec<_>>()
+    };
+    // It died before the metadata changed: nothing was done.
+    fleet.server().hub().catalog.intend(&act(), &roles).await.unwrap();
+    fleet.restart().await;
+    assert_eq!(submissions(&fleet).await, []);
+    // It died after.
+    let hub = fleet.server().hub().clone();
+    hub.catalog.intend(&act(), &roles).await.unwrap();
+    hub.trust.submit_roles(&[("releases".to_owned(), text)].into()).await.unwrap();
+    drop(hub);
+    for _ in 0..2 {
+        fleet.restart().await;
+        let told = submissions(&fleet).await;
+        let [(who, from, detail)] = &told[..] else { panic!("{told:?}") };
+        assert_eq!((who.as_str(), from.as_str()), ("alice", "192.0.2.1:7"));
+        assert!(detail.starts_with("releases version 2 until ") && detail.ends_with(", recovered"), "{detail}");
+    }
+    // One that is refused leaves nothing behind.
+    let body = json!({ "roles": { "timestamp": "x" } });
+    let (status, _): (_, Problem) = fleet.post("/v1/trust", &body).await;
+    assert!(status.is_client_error());
+    assert!(fleet.server().hub().catalog.intents().await.unwrap().is_empty());
+}
+
 #[tokio::test]
 async fn roles_are_taken_by_their_signatures_and_recorded_once() {
     let fleet = Fleet::start().await;
@@ -242,4 +277,30 @@ async fn roles_are_taken_by_their_signatures_and_recorded_once() {
     let (_, two): (_, super::types::OnlineKeys) = fleet.post("/v1/trust/online", &json!({})).await;
     assert_eq!((one.snapshot, one.timestamp), (two.snapshot, two.timestamp));
     assert_eq!(fleet.server().hub().trust.versions()["root"], 1);
+}
+
+/// Goal: a machine that opens connections and says nothing takes its own share; operators elsewhere notice nothing.
+#[tokio::test]
+async fn silent_connections_do_not_keep_operators_out() {
+    let fleet = Fleet::start().await;
+    let api = fleet.server().api_addr();
+    let from = async |address: [u8; 4]| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((address, 0).into()).unwrap();
+        socket.connect(api).await.unwrap()
+    };
+    let mut silent = Vec::new();
+    for _ in 0..80 {
+        silent.push(from([127, 0, 0, 2]).await);
+    }
+    let mut hung_up = 0;
+    for stream in &mut silent {
+        let mut byte = [0];
+        let read = tokio::io::AsyncReadExt::read(stream, &mut byte);
+        // Whoever has a place is waited for.
+        hung_up += usize::from(tokio::time::timeout(std::time::Duration::from_millis(20), read).await.is_ok());
+    }
+    assert_eq!(hung_up, 80 - 64);
+    let _: super::types::Status = fleet.get("/v1/status").await;
+    drop(silent);
 }

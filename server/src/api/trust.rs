@@ -45,18 +45,36 @@ async fn take(hub: &Hub, caller: &Caller, request: &TrustRequest) -> ApiResult<V
     }
     // Only who holds this lock changes roles that operators sign, so that what changed below was changed here.
     let _alone = hub.publishing.lock().await;
-    let before = standing(&hub.trust, request);
-    hub.trust.submit_roles(&request.roles).await?;
-    let after = standing(&hub.trust, request);
-    let news: Vec<String> = after
-        .iter()
-        .filter(|role| !before.contains(role))
-        .map(|role| format!("{} version {} until {}", role.role, role.version, role.expires))
-        .collect();
-    if !news.is_empty() {
-        hub.catalog.record(caller.act("trust.submit", news.join(", "))).await?;
+    let mut fresh = request.roles.clone();
+    fresh.retain(|role, text| hub.trust.text(role).is_none_or(|held| held != *text));
+    if fresh.is_empty() {
+        return Ok(standing(&hub.trust, request));
     }
-    Ok(after)
+    let act = caller.act("trust.submit", "");
+    let hashes = fresh.iter().map(|(role, text)| (role.clone(), text_hash(text))).collect();
+    let intent = hub.catalog.intend(&act, &hashes).await?;
+    if let Err(error) = hub.trust.submit_roles(&request.roles).await {
+        hub.catalog.settle(intent, None).await?;
+        return Err(error.into());
+    }
+    hub.catalog.settle(intent, Some(act.on(told(&hub.trust, fresh.keys())))).await?;
+    Ok(standing(&hub.trust, request))
+}
+
+/// How an intent names a role's text.
+pub(crate) fn text_hash(text: &str) -> String {
+    blake3::hash(text.as_bytes()).to_hex().to_string()
+}
+
+/// Roles as the audit log tells of them.
+pub(crate) fn told<'a>(trust: &Trust, roles: impl Iterator<Item = &'a String>) -> String {
+    let (versions, expiries) = (trust.versions(), trust.expiries());
+    let one = |role: &String| {
+        let version = versions.get(role).copied().unwrap_or(0);
+        let until = expiries.iter().find(|(name, _)| *name == role).map(|(_, at)| stamp(*at)).unwrap_or_default();
+        format!("{role} version {version} until {until}")
+    };
+    roles.map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// The roles of a request, as they are held.

@@ -12,6 +12,7 @@
 //! are one transaction: there is no change that nobody did.
 
 mod audit;
+mod intents;
 mod nodes;
 mod operators;
 mod orders;
@@ -27,6 +28,7 @@ use sqlx::{Any, AnyPool, Executor, Transaction};
 use tokio::sync::{Mutex, MutexGuard};
 
 pub use audit::Act;
+pub use intents::Intent;
 pub use nodes::{Heard, NodeRow};
 pub use operators::Operator;
 pub use releases::{NewRelease, ReleaseRow, Taken};

@@ -141,6 +141,11 @@ impl Trust {
         self.held().pointer(channel).cloned()
     }
 
+    /// A role's newest text, as signed.
+    pub fn text(&self, role: &str) -> Option<String> {
+        self.held().text(role).map(|text| String::from_utf8_lossy(text).into_owned())
+    }
+
     /// The channels that the metadata knows.
     pub fn channels(&self) -> Vec<Word> {
         let held = self.held();
