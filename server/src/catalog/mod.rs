@@ -7,9 +7,9 @@
 //! SQLite in WAL mode inside the data folder. The statements are portable (`Any` driver, `$1`, only text and bigint),
 //! so that PostgreSQL can take its place when several servers share a fleet.
 //!
-//! Every change goes through [`Catalog::begin`], one at a time: SQLite has one writer anyway, and a transaction that
-//! reads before it writes would otherwise fail when another one got in between. A change and its line in the audit log
-//! are one transaction: there is no change that nobody did.
+//! Every change goes through [`Catalog::begin`], one at a time, and takes the write lock before it reads: SQLite has one
+//! writer anyway, and a transaction that reads before it writes would otherwise fail when another one got in between. A
+//! change and its line in the audit log are one transaction: there is no change that nobody did.
 
 mod audit;
 mod intents;
@@ -138,7 +138,9 @@ impl Catalog {
 
     async fn begin(&self) -> Result<Change<'_>, CatalogError> {
         let writer = self.writer.lock().await;
-        Ok(Change { tx: self.pool.begin().await?, _writer: writer })
+        // A change that was dropped is rolled back a moment after its guard is gone. Who asks for the write lock first
+        // waits for that; who reads first and then writes is told at once that the database is locked.
+        Ok(Change { tx: self.pool.begin_with("begin immediate").await?, _writer: writer })
     }
 }
 
@@ -181,6 +183,29 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let catalog = Catalog::open(dir.path()).await.unwrap();
         (dir, catalog)
+    }
+
+    #[tokio::test]
+    async fn a_change_waits_for_one_that_is_not_yet_rolled_back() {
+        let (_dir, catalog) = scratch().await;
+        let mut given_up = catalog.begin().await.unwrap();
+        given_up.audit(Act::new("alice", "test", "given up", "here")).await.unwrap();
+        // As when it is dropped on a busy machine: its guard is gone, and the database still locked.
+        let Change { tx: not_yet, _writer } = given_up;
+        drop(_writer);
+        let later = async move {
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            not_yet.rollback().await.unwrap();
+        };
+        let kept = async {
+            let mut change = catalog.begin().await.unwrap();
+            sqlx::query("select count(*) from audit").fetch_one(&mut *change.tx).await.unwrap();
+            change.audit(Act::new("alice", "test", "kept", "here")).await.unwrap();
+            change.commit().await.unwrap();
+        };
+        tokio::join!(later, kept);
+        let told: Vec<_> = catalog.audit(9).await.unwrap().into_iter().map(|entry| entry.detail).collect();
+        assert_eq!(told, ["kept"]);
     }
 
     #[tokio::test]

@@ -256,7 +256,7 @@ async fn again<E, T>(
 async fn prune_certificates(change: &mut super::Change<'_>, node: &Word, in_use: &str) -> Result<(), CatalogError> {
     sqlx::query(
         "delete from certificates where node = $1 and fingerprint <> $2 and fingerprint not in \
-         (select fingerprint from certificates where node = $1 order by issued_at desc limit 3)",
+         (select fingerprint from certificates where node = $1 order by seq desc limit 3)",
     )
     .bind(node.as_str())
     .bind(in_use)
@@ -270,12 +270,16 @@ async fn insert_certificate(
     node: &Word,
     fingerprint: blake3::Hash,
 ) -> Result<(), CatalogError> {
-    sqlx::query("insert into certificates (fingerprint, node, issued_at) values ($1, $2, $3)")
-        .bind(fingerprint.to_hex().to_string())
-        .bind(node.as_str())
-        .bind(now())
-        .execute(&mut *change.tx)
-        .await?;
+    // Ordered by count, not by the clock, which may step back or give the same time twice.
+    sqlx::query(
+        "insert into certificates (fingerprint, node, issued_at, seq) \
+         select $1, $2, $3, coalesce(max(seq), 0) + 1 from certificates where node = $2",
+    )
+    .bind(fingerprint.to_hex().to_string())
+    .bind(node.as_str())
+    .bind(now())
+    .execute(&mut *change.tx)
+    .await?;
     Ok(())
 }
 
