@@ -32,7 +32,7 @@ use crate::slot::{SlotError, SlotName, Source, Standby, Wanted};
 use crate::stage::{Stage, StageError};
 use crate::swap::{Swap, SwapError};
 use crate::trust::{Trust, TrustError};
-use crate::verify;
+use crate::verify::{self, RegionHash};
 
 /// Rounds of asking for signed metadata: roles, then the pointer, then its manifest; one more for a move in between.
 const TRUST_ROUNDS: usize = 4;
@@ -455,7 +455,7 @@ async fn still_proven(ctx: &Context, slot: SlotName) -> Result<Result<(), ImageI
     ctx.tell(Event::Phase(Phase::Verify));
     let Some(proven) = ctx.proven(slot)? else { return Ok(Err(ImageId::of(b""))) };
     let source = Source::open(slot, ctx.config.slots.path(slot))?;
-    let got = hash_slot(ctx, source, proven.size).await?.unwrap_or(ImageId::of(b""));
+    let got = hash_slot(ctx, &Arc::new(source), proven.size).await?.map_or(ImageId::of(b""), |(id, _)| id);
     if got == proven.image {
         return Ok(Ok(()));
     }
@@ -464,13 +464,16 @@ async fn still_proven(ctx: &Context, slot: SlotName) -> Result<Result<(), ImageI
     Ok(Err(got))
 }
 
-/// The image id of a slot's first `size` bytes; `None` if it has fewer.
-async fn hash_slot(ctx: &Context, source: Source, size: u64) -> Result<Option<ImageId>, UpdateError> {
+/// The image id of a slot's first `size` bytes, and their regions' hashes; `None` if it has fewer.
+async fn hash_slot(
+    ctx: &Context,
+    source: &Arc<Source>,
+    size: u64,
+) -> Result<Option<(ImageId, Vec<RegionHash>)>, UpdateError> {
     let Some(geometry) = Geometry::new(size).ok().filter(|_| source.len() >= size) else { return Ok(None) };
-    let (threads, stop) = (ctx.config.limits.threads, ctx.stop.clone());
+    let (threads, stop, source) = (ctx.config.limits.threads, ctx.stop.clone(), source.clone());
     let hash = move || {
-        verify::hash_regions(threads, &stop, geometry, |at, bytes| Ok(source.read_at(at, bytes)?))
-            .map(|(id, _)| Some(id))
+        verify::hash_regions(threads, &stop, geometry, |at, bytes| Ok(source.read_medium(at, bytes)?)).map(Some)
     };
     let hashed = tokio::task::spawn_blocking(hash).await;
     Ok(hashed.map_err(|error| JobError::Worker(error.to_string()))??)
@@ -555,17 +558,18 @@ async fn base(ctx: &Context, target: &Manifest) -> Result<Option<Base>, UpdateEr
     if let Some(proven) = ctx.proven(active)? {
         // Hashes that are damaged are only lost: the base is then believed without them, and the proof decides.
         let blocks = ctx.journal.blocks(active, proven.image).unwrap_or(None);
-        return Ok(Some(Base { image: proven.image, blocks }));
+        return Ok(Some(Base { image: proven.image, blocks, regions: Vec::new() }));
     }
-    let source = Source::open(active, ctx.config.slots.path(active))?;
-    if hash_slot(ctx, Source::open(active, ctx.config.slots.path(active))?, target.size).await? == Some(target.image) {
+    let source = Arc::new(Source::open(active, ctx.config.slots.path(active))?);
+    let found = hash_slot(ctx, &source, target.size).await?;
+    if found.as_ref().is_some_and(|(image, _)| *image == target.image) {
         ctx.journal.set_proven(active, target.image, &target.release, target.size)?;
-        return Ok(Some(Base { image: target.image, blocks: None }));
+        return Ok(Some(Base { image: target.image, blocks: None, regions: Vec::new() }));
     }
     // A file is as long as its image; of a device only its record could tell.
     let len = if source.kind() == crate::slot::Kind::File { source.len() } else { 0 };
-    let image = hash_slot(ctx, source, len).await?;
-    Ok(image.map(|image| Base { image, blocks: None }))
+    let found = if len == target.size { found } else { hash_slot(ctx, &source, len).await? };
+    Ok(found.map(|(image, regions)| Base { image, blocks: None, regions }))
 }
 
 fn open_job(ctx: &Context, target: &Manifest, geometry: Geometry, base: Option<Base>) -> Result<Arc<Job>, UpdateError> {

@@ -105,19 +105,10 @@ fn holds(job: &Job, pack: &Pack, uses: &[Use]) -> Result<bool, JobError> {
     let mut raw = vec![0; pack.raw_len as usize];
     let mut seen = vec![false; pack.raw_len as usize / BLOCK as usize];
     for one in uses {
-        let bytes = job.stage.read_standby(one.first, one.count)?;
-        for (at, block) in bytes.chunks_exact(BLOCK as usize).enumerate() {
-            let index = one.from as usize + at;
-            let (Some(seen), Some(place)) =
-                (seen.get_mut(index), raw.get_mut(index * BLOCK as usize..(index + 1) * BLOCK as usize))
-            else {
-                return Ok(false);
-            };
-            if *seen && place != block {
-                return Ok(false);
-            }
-            *seen = true;
-            place.copy_from_slice(block);
+        if !job.stage.with_standby(one.first, one.count, |bytes| {
+            Ok::<_, JobError>(gather(one.from, bytes, &mut raw, &mut seen))
+        })? {
+            return Ok(false);
         }
     }
     if seen.contains(&false) || hash16(&raw) != pack.raw_hash {
@@ -128,6 +119,21 @@ fn holds(job: &Job, pack: &Pack, uses: &[Use]) -> Result<bool, JobError> {
         job.stage.put(one.first, bytes)?;
     }
     Ok(true)
+}
+
+/// Lays blocks into a pack from its block `from` on; `false` if they do not belong there, or another one lies there already.
+fn gather(from: u32, bytes: &[u8], raw: &mut [u8], seen: &mut [bool]) -> bool {
+    (from as usize..).zip(bytes.chunks_exact(BLOCK as usize)).all(|(index, block)| {
+        let (Some(seen), Some(place)) =
+            (seen.get_mut(index), raw.get_mut(index * BLOCK as usize..(index + 1) * BLOCK as usize))
+        else {
+            return false;
+        };
+        let fits = !*seen || place == block;
+        *seen = true;
+        place.copy_from_slice(block);
+        fits
+    })
 }
 
 fn span(from: u32, count: u32) -> std::ops::Range<usize> {

@@ -31,6 +31,7 @@ use crate::fetch::{self, FetchError};
 use crate::job::{Job, JobError};
 use crate::scratch::Words;
 use crate::stage::StageError;
+use crate::verify::RegionHash;
 
 /// Entries of a section fetched at once, and the gap that is fetched over rather than asked around.
 const ENTRIES: u32 = 128 << 10;
@@ -188,14 +189,16 @@ pub async fn subtrees(job: &Arc<Job>) -> Result<Vec<u8>, JobError> {
 }
 
 /// Settles whole regions that are golden at the same offset; returns the others.
-fn settle_regions(job: &Job, search: &Search, golden: &[[u8; DIGEST_LEN]]) -> Result<Vec<u32>, JobError> {
+fn settle_regions(job: &Job, search: &Search, golden: &[RegionHash]) -> Result<Vec<u32>, JobError> {
     let differing = Mutex::new(Vec::new());
     job.on_threads(job.geometry.regions(), |region| {
         let blocks = job.geometry.region_blocks(region);
-        let is_golden = |bytes: &[u8]| golden.get(region as usize) == Some(&region_hash(job.geometry, region, bytes));
-        if !job.stage.fresh() && is_golden(&job.stage.read_standby(blocks.start, blocks.end - blocks.start)?) {
+        let is_golden = |hash: RegionHash| golden.get(region as usize) == Some(&hash);
+        let hash = |bytes: &[u8]| Ok::<_, JobError>(region_hash(job.geometry, region, bytes));
+        let (first, count) = run(blocks.clone());
+        if !job.stage.fresh() && is_golden(job.stage.with_standby(first, count, hash)?) {
             blocks.for_each(|block| search.decide(block, decision::KEEP, 0));
-        } else if blocks.end <= active_blocks(job) && is_golden(&read_active(job, blocks.clone())?) {
+        } else if blocks.end <= active_blocks(job) && is_golden(active_region(job, region)?) {
             for block in blocks {
                 search.decide(block, decision::ACTIVE, byte_of(block));
                 search.recognised.set(block, 1);
@@ -210,10 +213,13 @@ fn settle_regions(job: &Job, search: &Search, golden: &[[u8; DIGEST_LEN]]) -> Re
     Ok(differing)
 }
 
-fn read_active(job: &Job, blocks: std::ops::Range<u32>) -> Result<Vec<u8>, JobError> {
-    let mut bytes = vec![0; byte_of(blocks.end - blocks.start) as usize];
-    job.stage.read_active(byte_of(blocks.start), &mut bytes)?;
-    Ok(bytes)
+/// The hash of a whole region of the active slot: as it was found when the slot was hashed, or found now.
+fn active_region(job: &Job, region: u32) -> Result<RegionHash, JobError> {
+    if let Some(hash) = job.base.as_ref().and_then(|base| base.regions.get(region as usize)) {
+        return Ok(*hash);
+    }
+    let (first, count) = run(job.geometry.region_blocks(region));
+    job.stage.with_active(first, count, |bytes| Ok(region_hash(job.geometry, region, bytes)))
 }
 
 /// Settles blocks of the differing regions that are zero, or golden at the same offset.
@@ -229,15 +235,16 @@ fn settle_in_place(job: &Job, search: &Search, differing: &[u32]) -> Result<(), 
             }
         }
         if !job.stage.fresh() {
-            let bytes = job.stage.read_standby(blocks.start, blocks.end - blocks.start)?;
-            in_place(search, blocks.start, &bytes, decision::KEEP, |_| 0);
+            job.stage.with_standby(blocks.start, blocks.end - blocks.start, |bytes| {
+                in_place(search, blocks.start, bytes, decision::KEEP, |_| 0);
+                Ok::<_, JobError>(())
+            })?;
         }
-        let end = blocks.end.min(active_blocks(job));
-        if blocks.start < end {
-            let bytes = read_active(job, blocks.start..end)?;
-            in_place(search, blocks.start, &bytes, decision::ACTIVE, byte_of);
-        }
-        Ok(())
+        let here = blocks.end.min(active_blocks(job)).saturating_sub(blocks.start);
+        job.stage.with_active(blocks.start, here, |bytes| {
+            in_place(search, blocks.start, bytes, decision::ACTIVE, byte_of);
+            Ok(())
+        })
     })
 }
 
@@ -258,11 +265,12 @@ fn settle_on_grid(job: &Job, search: &Search) -> Result<Vec<u32>, JobError> {
         job.on_threads(regions, |region| {
             let first = region * (REGION / BLOCK) as u32;
             let blocks = first..(first + (REGION / BLOCK) as u32).min(active_blocks(job));
-            let bytes = read_active(job, blocks.clone())?;
-            for (from, bytes) in blocks.zip(bytes.chunks_exact(BLOCK as usize)) {
-                on_grid(search, &index, from, bytes);
-            }
-            Ok(())
+            job.stage.with_active(first, blocks.end - first, |bytes| {
+                for (from, bytes) in blocks.zip(bytes.chunks_exact(BLOCK as usize)) {
+                    on_grid(search, &index, from, bytes);
+                }
+                Ok::<_, JobError>(())
+            })
         })?;
         if !job.stage.fresh() {
             standby_on_grid(job, search, &index)?;
@@ -289,15 +297,16 @@ fn on_grid(search: &Search, index: &BlockIndex<'_>, from: u32, bytes: &[u8]) {
 fn standby_on_grid(job: &Job, search: &Search, index: &BlockIndex<'_>) -> Result<(), JobError> {
     job.on_threads(job.geometry.regions(), |region| {
         let blocks = job.geometry.region_blocks(region);
-        let bytes = job.stage.read_standby(blocks.start, blocks.end - blocks.start)?;
-        for (from, bytes) in blocks.zip(bytes.chunks_exact(BLOCK as usize)) {
-            for block in index.find(block_hash(bytes)).iter().filter(|block| from >= **block) {
-                if search.undecided(*block) {
-                    search.decide(*block, decision::STANDBY, byte_of(from));
+        job.stage.with_standby(blocks.start, blocks.end - blocks.start, |bytes| {
+            for (from, bytes) in blocks.zip(bytes.chunks_exact(BLOCK as usize)) {
+                for block in index.find(block_hash(bytes)).iter().filter(|block| from >= **block) {
+                    if search.undecided(*block) {
+                        search.decide(*block, decision::STANDBY, byte_of(from));
+                    }
                 }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     })
 }
 

@@ -13,6 +13,7 @@ use goldsync_proto::block::Geometry;
 use goldsync_proto::limits::BLOCK;
 use rustix::fs::{FallocateFlags, FlockOperation};
 
+use super::direct::Direct;
 use super::{
     Advice, Identity, Kind, SlotError, SlotName, Source, advise, cut_short, in_use, kind_of, length_of, open_error,
 };
@@ -38,6 +39,7 @@ pub struct Standby {
     name: SlotName,
     path: PathBuf,
     file: File,
+    direct: Direct,
     kind: Kind,
     capacity: u64,
 }
@@ -60,7 +62,8 @@ impl Standby {
             Kind::Device => length_of(&file).map_err(fail)?,
             Kind::File => wanted.limit.unwrap_or(u64::MAX),
         };
-        let standby = Self { name: slot, path: path.to_owned(), file, kind, capacity };
+        let direct = Direct::beside(&file, true);
+        let standby = Self { name: slot, path: path.to_owned(), file, direct, kind, capacity };
         standby.claim(Identity::from_metadata(&meta))?;
         standby.refuse_size(wanted)?;
         Ok(standby)
@@ -101,10 +104,19 @@ impl Standby {
         self.file.read_exact_at(buffer, offset).map_err(|error| self.read_error(offset, buffer.len(), error))
     }
 
+    /// The same, from the medium and not from the cache, where that can be had. After [`Standby::sync_data`].
+    pub fn read_medium(&self, offset: u64, buffer: &mut [u8]) -> Result<(), SlotError> {
+        match self.direct.read_at(offset, buffer) {
+            Some(read) => read.map_err(|error| self.read_error(offset, buffer.len(), error)),
+            None => self.read_at(offset, buffer),
+        }
+    }
+
     /// Writes whole blocks at a block's offset.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), SlotError> {
         self.hold(offset, bytes.len() as u64)?;
-        self.file.write_all_at(bytes, offset).map_err(|error| self.write_error(offset, bytes.len(), error))
+        let written = self.direct.write_at(offset, bytes).unwrap_or_else(|| self.file.write_all_at(bytes, offset));
+        written.map_err(|error| self.write_error(offset, bytes.len(), error))
     }
 
     /// Makes whole blocks zero: a hole where the medium can have one, written zeros where it cannot.
