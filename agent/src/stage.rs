@@ -63,13 +63,24 @@ pub struct Stage {
     pub geometry: Geometry,
     /// The golden image's block hashes, as far as they are known by now; zero is not known.
     pub golden: Words,
-    /// What the standby slot was proven to hold before this run, if it was.
-    before: Option<Blocks>,
+    /// What the standby slot held when this run began.
+    before: Before,
     /// Bytes that the standby slot had when this run began: beyond them there is nothing to compare with.
     old_len: u64,
     /// Blocks written, skipped, repaired.
     pub tally: Tally,
     unsynced: AtomicU64,
+}
+
+/// What the standby slot holds when staging begins.
+#[derive(Debug)]
+pub enum Before {
+    /// Nothing that is known: it is compared with before it is written.
+    Unknown,
+    /// An image that it was proven to hold, by its block hashes.
+    Proven(Blocks),
+    /// The active slot's bytes, shared with it.
+    Cloned,
 }
 
 /// Counts, for the account.
@@ -96,7 +107,7 @@ impl Stage {
         standby: Standby,
         active: Option<Source>,
         geometry: Geometry,
-        before: Option<Blocks>,
+        before: Before,
         state: &Path,
     ) -> Result<Self, StageError> {
         let blocks = geometry.blocks();
@@ -106,9 +117,14 @@ impl Stage {
         Ok(Self { standby, active, geometry, golden, before, old_len, tally: Tally::default(), unsynced: 0.into() })
     }
 
-    /// Whether nothing was in the standby slot when this run began.
-    pub fn fresh(&self) -> bool {
-        self.old_len == 0
+    /// Whether the standby slot may hold golden blocks that the active slot does not.
+    pub fn has_own(&self) -> bool {
+        self.old_len > 0 && !self.cloned()
+    }
+
+    /// Whether the standby slot began as a clone of the active one.
+    pub fn cloned(&self) -> bool {
+        matches!(self.before, Before::Cloned)
     }
 
     /// Remembers the golden hash of block `index`.
@@ -143,7 +159,8 @@ impl Stage {
         if let Some(base) = base.filter(|_| from.is_multiple_of(BLOCK)) {
             (0..count).for_each(|at| self.learn(first + at, base.get(from_block + at).unwrap_or(0)));
         }
-        if self.held_before(first, count) {
+        let in_place = self.cloned() && from == byte_of(first) && byte_of(first + count) <= self.old_len;
+        if in_place || self.held_before(first, count) {
             self.tally.skipped.fetch_add(u64::from(count), Ordering::Relaxed);
             return Ok(());
         }
@@ -219,7 +236,7 @@ impl Stage {
 
     /// Whether the standby slot was proven to hold all these golden blocks before this run, with no need to read it.
     pub fn held_before(&self, first: u32, count: u32) -> bool {
-        let Some(before) = &self.before else { return false };
+        let Before::Proven(before) = &self.before else { return false };
         let held = |index| before.get(index).is_some_and(|hash| hash != 0 && hash == self.golden.get(index));
         byte_of(first + count) <= self.old_len && (first..first + count).all(held)
     }
@@ -252,7 +269,8 @@ impl Stage {
 
     fn write_unequal(&self, first: u32, bytes: &[u8]) -> Result<(), StageError> {
         let count = (bytes.len() as u64 / BLOCK) as u32;
-        let unequal = if byte_of(first) >= self.old_len {
+        // What is written over a clone is what the plan found to be different there.
+        let unequal = if byte_of(first) >= self.old_len || self.cloned() {
             vec![(0, count)]
         } else {
             self.with_standby(first, count, |old| {
@@ -333,7 +351,7 @@ mod tests {
             let (name, b) = (SlotName::B, path("b"));
             let wanted = Wanted { name, path: &b, image: geometry, limit: None, active: Some(&active) };
             let standby = Standby::open(&wanted).unwrap();
-            let before = before.map(|letters| self.kept(SlotName::B, letters));
+            let before = before.map_or(Before::Unknown, |letters| Before::Proven(self.kept(SlotName::B, letters)));
             Stage::new(standby, Some(active), geometry, before, self.folder.path()).unwrap()
         }
 
@@ -396,6 +414,18 @@ mod tests {
         std::fs::write(bench.folder.path().join("b"), blocks("abXd")).unwrap();
         stage.copy(0, 0, 4, Some(&base)).unwrap();
         assert_eq!((counts(&stage), bench.standby()), ((0, 4), blocks("abXd")));
+    }
+
+    #[test]
+    fn over_a_clone_only_what_differs_is_written() {
+        let bench = Bench::new("abcd", "abcd");
+        let stage = Stage { before: Before::Cloned, ..bench.stage(5, None) };
+        assert!(!stage.has_own());
+        stage.copy(0, 0, 2, None).unwrap();
+        stage.copy(2, byte_of(3), 1, None).unwrap();
+        stage.put(3, &blocks("x")).unwrap();
+        stage.zero(4, 1).unwrap();
+        assert_eq!((counts(&stage), bench.standby()), ((2, 3), blocks("abdx0")));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use goldsync_proto::block::{Geometry, runs_of};
+use goldsync_proto::block::{Geometry, byte_of, runs_of};
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::limits::{BLOCK, TRUST_BYTES_MAX, TRUST_FILE_MAX, TRUST_FILES_MAX};
 use goldsync_proto::plan::{Plan, Source as From, Step};
@@ -25,11 +25,11 @@ use crate::boot::{Activation, ActivationError};
 use crate::config::Config;
 use crate::fetch;
 use crate::job::{Base, Job, JobError};
-use crate::journal::{Journal, JournalError, Proven, RunLock};
+use crate::journal::{Journal, JournalError, Proven, RunLock, SlotRecord};
 use crate::link::{Link, LinkError, Wire};
 use crate::plan;
 use crate::slot::{SlotError, SlotName, Source, Standby, Wanted};
-use crate::stage::{Stage, StageError};
+use crate::stage::{Before, Stage, StageError};
 use crate::swap::{Swap, SwapError};
 use crate::trust::{Trust, TrustError};
 use crate::verify::{self, RegionHash};
@@ -583,12 +583,12 @@ fn open_job(ctx: &Context, target: &Manifest, geometry: Geometry, base: Option<B
         limit: ctx.config.slots.size,
         active: active.as_ref(),
     })?;
-    let before = record.proven().and_then(|proven| ctx.journal.blocks(name, proven.image).unwrap_or(None));
     let cache = ctx.journal.state().join("cache");
     let made = std::fs::create_dir_all(&cache);
     made.map_err(|error| StageError::Scratch { blocks: geometry.blocks(), error })?;
     // Durable before the first byte: from here on nobody may believe the slot.
     ctx.journal.set_staging(name, target.image, &target.release)?;
+    let before = before(ctx, &record, &standby, active.as_ref(), target);
     let stage = Stage::new(standby, active, geometry, before, &cache)?;
     Ok(Arc::new(Job {
         stage,
@@ -601,6 +601,17 @@ fn open_job(ctx: &Context, target: &Manifest, geometry: Geometry, base: Option<B
         scan_budget: ctx.config.limits.scan_budget,
         cache,
     }))
+}
+
+/// What the standby slot begins with. A clone of the active slot, where it costs nothing: then only what changes is written.
+/// Not over what an interrupted run staged.
+fn before(ctx: &Context, record: &SlotRecord, standby: &Standby, active: Option<&Source>, target: &Manifest) -> Before {
+    let resumes = matches!(record, SlotRecord::Staging(staging) if staging.image == target.image);
+    if !resumes && active.is_some_and(|active| standby.clone_of(active)) {
+        return Before::Cloned;
+    }
+    let proven = record.proven().and_then(|proven| ctx.journal.blocks(standby.name(), proven.image).unwrap_or(None));
+    proven.map_or(Before::Unknown, Before::Proven)
 }
 
 /// Tells progress while `work` goes on.
@@ -634,7 +645,7 @@ async fn make(ctx: &Context, job: &Arc<Job>) -> Result<&'static str, JobError> {
         carry_out(ctx, job, plan).await?;
         return Ok("pack");
     }
-    if (job.stage.active.is_some() || !job.stage.fresh()) && by_signature(ctx, job).await? {
+    if (job.stage.active.is_some() || job.stage.has_own()) && by_signature(ctx, job).await? {
         return Ok("signature");
     }
     match plan::from_server(job, None).await? {
@@ -696,10 +707,17 @@ fn with_followers(followers: Vec<(u32, u32)>) -> impl Fn(&Job, u32, &[u8]) -> Re
 }
 
 fn check_space(job: &Job, plan: &Plan) -> Result<(), JobError> {
-    let zeros: u64 =
-        plan.steps.iter().filter(|step| matches!(step, Step::Zero { .. })).map(|s| u64::from(s.count())).sum();
-    let data = job.geometry.size() - zeros * BLOCK;
-    Ok(job.stage.standby.check_space(data).map_err(StageError::from)?)
+    let cloned = job.stage.cloned();
+    let takes_room = |(first, step): &(u32, Step)| match step {
+        Step::Zero { .. } => false,
+        Step::Copy { source: From::Active, from, .. } => !cloned || from != first,
+        _ => true,
+    };
+    let data = plan.placed().filter(takes_room).map(|(_, step)| byte_of(step.count())).sum();
+    let standby = &job.stage.standby;
+    // What a clone holds is shared: it is not room that could be written over.
+    let checked = if cloned { standby.check_free(data) } else { standby.check_space(data) };
+    Ok(checked.map_err(StageError::from)?)
 }
 
 /// Reads back, mends, and makes the proof durable.

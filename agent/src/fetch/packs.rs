@@ -49,14 +49,11 @@ struct Uses {
 
 impl Uses {
     fn of(plan: &Plan) -> Self {
-        let mut first = 0;
-        let mut uses = Vec::new();
-        for step in &plan.steps {
-            if let Step::Patch { pack, from, count } = *step {
-                uses.push(Use { pack, from, first, count });
-            }
-            first += step.count();
-        }
+        let used = |(first, step)| match step {
+            Step::Patch { pack, from, count } => Some(Use { pack, from, first, count }),
+            _ => None,
+        };
+        let mut uses: Vec<Use> = plan.placed().filter_map(used).collect();
         uses.sort_unstable_by_key(|one| (one.pack, one.from, one.first));
         Self { uses }
     }
@@ -86,7 +83,7 @@ pub async fn run(job: &Arc<Job>, plan: &Arc<Plan>) -> Result<(), JobError> {
 
 fn missing(job: &Job, plan: &Plan, uses: &Uses) -> Result<Vec<u32>, JobError> {
     let numbers = 0..plan.packs.len() as u32;
-    if job.stage.fresh() {
+    if !job.stage.has_own() {
         return Ok(numbers.collect());
     }
     let held: Vec<_> = numbers.clone().map(|_| std::sync::atomic::AtomicBool::new(false)).collect();

@@ -196,7 +196,7 @@ fn settle_regions(job: &Job, search: &Search, golden: &[RegionHash]) -> Result<V
         let is_golden = |hash: RegionHash| golden.get(region as usize) == Some(&hash);
         let hash = |bytes: &[u8]| Ok::<_, JobError>(region_hash(job.geometry, region, bytes));
         let (first, count) = run(blocks.clone());
-        if !job.stage.fresh() && is_golden(job.stage.with_standby(first, count, hash)?) {
+        if job.stage.has_own() && is_golden(job.stage.with_standby(first, count, hash)?) {
             blocks.for_each(|block| search.decide(block, decision::KEEP, 0));
         } else if blocks.end <= active_blocks(job) && is_golden(active_region(job, region)?) {
             for block in blocks {
@@ -234,13 +234,16 @@ fn settle_in_place(job: &Job, search: &Search, differing: &[u32]) -> Result<(), 
                 search.decide(block, decision::ZERO, 0);
             }
         }
-        if !job.stage.fresh() {
+        if job.stage.has_own() {
             job.stage.with_standby(blocks.start, blocks.end - blocks.start, |bytes| {
                 in_place(search, blocks.start, bytes, decision::KEEP, |_| 0);
                 Ok::<_, JobError>(())
             })?;
         }
         let here = blocks.end.min(active_blocks(job)).saturating_sub(blocks.start);
+        if here == 0 {
+            return Ok(());
+        }
         job.stage.with_active(blocks.start, here, |bytes| {
             in_place(search, blocks.start, bytes, decision::ACTIVE, byte_of);
             Ok(())
@@ -272,7 +275,7 @@ fn settle_on_grid(job: &Job, search: &Search) -> Result<Vec<u32>, JobError> {
                 Ok::<_, JobError>(())
             })
         })?;
-        if !job.stage.fresh() {
+        if job.stage.has_own() {
             standby_on_grid(job, search, &index)?;
         }
     }

@@ -74,6 +74,11 @@ impl Source {
         }
     }
 
+    /// The file, to be shared from.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Tells the kernel how it will be read.
     pub fn advise(&self, advice: Advice) {
         advise(&self.file, advice);
