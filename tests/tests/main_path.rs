@@ -367,7 +367,8 @@ async fn a_file_system_that_shares() {
     let account = node.sync().await.updated();
     node.runs(&new);
     assert!(account.written <= 50, "{account:?}");
-    assert!(used() < before + 4 * MIB as u64, "{} bytes more for 50 blocks", used() - before);
+    // XFS takes 128 KiB at a time for what it no longer shares.
+    assert!(used() < before + 8 * MIB as u64, "{} bytes more for 50 blocks", used() - before);
     assert_eq!(goldsync_tests::image::b3sum(node.slot(SlotName::A)), old.id());
     // Drift travels into the clone, and the proof finds it there.
     damage::flip(node.slot(SlotName::B), 63, 5);
