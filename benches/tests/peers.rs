@@ -5,35 +5,38 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use anyhow::Result;
+
 const BLOCK: usize = 4096;
 
 /// Bytes that do not shrink, and a copy in which they moved by a block, with something new in the hole.
-fn images(folder: &Path) {
+fn images(folder: &Path) -> Result<()> {
     let mut bytes = vec![0; 256 * BLOCK];
     blake3::Hasher::new().finalize_xof().fill(&mut bytes);
-    fs::write(folder.join("old"), &bytes).unwrap();
+    fs::write(folder.join("old"), &bytes)?;
     bytes.splice(50 * BLOCK..50 * BLOCK, vec![7; BLOCK]);
-    fs::write(folder.join("new"), &bytes).unwrap();
-    fs::write(folder.join("pairs"), "moved old new\ndrifted old-drift new\n").unwrap();
-    fs::copy(folder.join("old"), folder.join("old-drift")).unwrap();
+    fs::write(folder.join("new"), &bytes)?;
+    fs::write(folder.join("pairs"), "moved old new\ndrifted old-drift new\n")?;
+    fs::copy(folder.join("old"), folder.join("old-drift"))?;
+    Ok(())
 }
 
-fn compare(folder: &Path, arguments: &[&str]) -> (bool, String) {
+fn compare(folder: &Path, arguments: &[&str]) -> Result<(bool, String)> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_goldsync-compare"));
-    let output = command.arg("--images").arg(folder).args(arguments).output().unwrap();
+    let output = command.arg("--images").arg(folder).args(arguments).output()?;
     let text = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    Ok((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
 }
 
 #[test]
 fn what_is_installed_makes_the_new_image_and_what_is_not_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    images(folder.path());
+    images(folder.path()).unwrap();
     let peers = "rsync,zsync,casync,bita,zchunk,rdiff,xdelta3,zstd-patch,zstd";
     let (json, markdown, plots) = (path("all.json"), path("all.md"), path("plots"));
     let options = ["--peers", peers, "--json", &json, "--markdown", &markdown, "--plots", &plots];
-    let (good, said) = compare(folder.path(), &options);
+    let (good, said) = compare(folder.path(), &options).unwrap();
     assert!(good, "{said}");
 
     let report: serde_json::Value = serde_json::from_str(&fs::read_to_string(json).unwrap()).unwrap();
@@ -70,10 +73,10 @@ fn what_is_installed_makes_the_new_image_and_what_is_not_is_named() {
 #[test]
 fn wrong_input_is_an_error_that_says_so() {
     let folder = tempfile::tempdir().unwrap();
-    assert!(compare(folder.path(), &[]).1.contains("make-images"));
-    images(folder.path());
-    let (good, said) = compare(folder.path(), &["--peers", "rcp"]);
+    assert!(compare(folder.path(), &[]).unwrap().1.contains("make-images"));
+    images(folder.path()).unwrap();
+    let (good, said) = compare(folder.path(), &["--peers", "rcp"]).unwrap();
     assert!(!good && said.contains("zsync"), "{said}");
-    let (good, said) = compare(folder.path(), &["--pairs", "none", "--peers", "zstd"]);
+    let (good, said) = compare(folder.path(), &["--pairs", "none", "--peers", "zstd"]).unwrap();
     assert!(!good && said.contains("none"), "{said}");
 }
