@@ -23,6 +23,7 @@ use goldsync_proto::plan::{Plan, Source, Step};
 use goldsync_proto::release::Section;
 use goldsync_proto::scan::aligned::BlockIndex;
 use goldsync_proto::scan::rolling::Rolling;
+use goldsync_proto::scan::slices;
 use goldsync_proto::signature::{BlockHashes, block_hash, read_subtrees, zero_hash};
 
 use super::cached;
@@ -36,9 +37,6 @@ use crate::verify::RegionHash;
 /// Entries of a section fetched at once, and the gap that is fetched over rather than asked around.
 const ENTRIES: u32 = 128 << 10;
 const ENTRY_GAP: u32 = 32;
-
-/// Bytes of a slice of the rolling scan: the unit after which the budget and a wish to stop are looked at.
-const SLICE: u64 = 4 << 20;
 
 /// What is decided for one block. In a word: two bits of kind above, the source's byte offset below.
 mod decision {
@@ -363,24 +361,6 @@ fn roll_round(
     })
 }
 
-/// Byte ranges to search: the unrecognised runs and one block on either side, cut into slices that overlap by a block.
-pub(super) fn slices(unknown: &[Run], len: u64) -> Vec<(u64, u64)> {
-    let mut slices = Vec::new();
-    for (first, count) in unknown {
-        let mut at = byte_of(first.saturating_sub(1));
-        let end = byte_of(first + count + 1).min(len);
-        while at + BLOCK <= end {
-            let stop = (at + SLICE + BLOCK).min(end);
-            slices.push((at, stop));
-            if stop == end {
-                break;
-            }
-            at += SLICE;
-        }
-    }
-    slices
-}
-
 /// Fetches entries of eight bytes of a section into `into`, those of `wanted` that are not known (zero) yet.
 async fn fetch_entries(job: &Arc<Job>, section: Section, into: &Arc<Words>, wanted: &[Run]) -> Result<(), JobError> {
     let unknown = wanted.iter().flat_map(|(first, count)| *first..first + count).filter(|block| into.get(*block) == 0);
@@ -493,14 +473,6 @@ mod tests {
         assert_eq!(followers, vec![(0, 2), (0, 4)]);
         assert_eq!(leaders(&search, &followers), vec![0, 1, 3]);
         assert_eq!(followers_of(&followers, 0).collect::<Vec<_>>(), vec![2, 4]);
-    }
-
-    #[test]
-    fn slices_overlap_by_a_block_and_stay_inside() {
-        let len = 3 * SLICE;
-        let slices = slices(&[(1, (3 * SLICE / BLOCK) as u32 - 1)], len);
-        assert_eq!(slices, vec![(0, SLICE + BLOCK), (SLICE, 2 * SLICE + BLOCK), (2 * SLICE, 3 * SLICE)]);
-        assert_eq!(super::slices(&[(0, 1)], 2 * BLOCK), vec![(0, 2 * BLOCK)]);
     }
 
     #[test]

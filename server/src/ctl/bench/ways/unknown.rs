@@ -7,27 +7,21 @@ use std::collections::HashSet;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use goldsync_proto::block::{Geometry, Run, byte_of, runs_of};
+use goldsync_proto::block::{Geometry, Run, runs_of};
 use goldsync_proto::digest::DIGEST_LEN;
-use goldsync_proto::grain::{GrainHash, select, write_masks};
+use goldsync_proto::grain::{GrainHash, select, width_for, write_masks};
 use goldsync_proto::limits::{BLOCK, BLOCKS_PER_REQUEST, GRAIN_ROUND, GRAINS, REGION, ROLLING_ROUND};
 use goldsync_proto::make::gather_bytes;
 use goldsync_proto::pack::{Chain, write_frame_after};
 use goldsync_proto::scan::aligned::BlockIndex;
-use goldsync_proto::scan::grains::Grains;
+use goldsync_proto::scan::grains::{Grains, is_last_round};
 use goldsync_proto::scan::rolling::Rolling;
+use goldsync_proto::scan::slices;
 use goldsync_proto::signature::{BlockHashes, Signature, block_hash, zero_hash};
 
 use super::on_threads;
 use crate::golden::prepare::LEVEL;
 use crate::store::pieces;
-
-/// Bytes of a slice of a scan, and what a window over its end needs.
-const SLICE: u64 = 4 << 20;
-/// Above this many bytes of old image five bytes of a grain's hash would mislead too often.
-const NARROW_MAX: u64 = 512 << 20;
-/// A round that finds less than one grain in so many is the last.
-const YIELD: usize = 64;
 
 /// What the search came to.
 #[derive(Debug, Default)]
@@ -175,8 +169,7 @@ impl Search<'_> {
         let mut seen = HashSet::new();
         let leaders: Vec<u32> = missing.iter().copied().filter(|block| seen.insert(self.hashes.get(*block))).collect();
         let mut masks = vec![0xFF_u8; leaders.len()];
-        let width = if self.old.len() as u64 > NARROW_MAX { 6 } else { 5 };
-        let Ok(hash) = GrainHash::new(1, width) else { return (leaders, masks) };
+        let Ok(hash) = GrainHash::new(1, width_for(self.old.len() as u64)) else { return (leaders, masks) };
         let all: Vec<Run> =
             runs_of((0_u32..).zip(self.old.as_chunks::<{ BLOCK as usize }>().0).filter(not_zero).map(|(at, _)| at));
         let slices = slices(&all, self.old.len() as u64);
@@ -191,7 +184,7 @@ impl Search<'_> {
                     *mask &= !(1 << (*grain as usize % GRAINS));
                 }
             }
-            if here.len() * YIELD < blocks.len() * GRAINS {
+            if is_last_round(here.len() as u32, (blocks.len() * GRAINS) as u32) {
                 break;
             }
         }
@@ -215,24 +208,6 @@ impl Search<'_> {
 
 fn not_zero((_, block): &(u32, &[u8; BLOCK as usize])) -> bool {
     block.iter().any(|byte| *byte != 0)
-}
-
-/// Byte ranges to search: runs with a block on either side, cut into slices that overlap by a block.
-fn slices(runs: &[Run], len: u64) -> Vec<(u64, u64)> {
-    let mut slices = Vec::new();
-    for (first, count) in runs {
-        let mut at = byte_of(first.saturating_sub(1));
-        let end = byte_of(first + count + 1).min(len);
-        while at + BLOCK <= end {
-            let stop = (at + SLICE + BLOCK).min(end);
-            slices.push((at, stop));
-            if stop == end {
-                break;
-            }
-            at += SLICE;
-        }
-    }
-    slices
 }
 
 /// What the server answers when it is asked for the grains that are lacking: literal frames, a chain for each request.
