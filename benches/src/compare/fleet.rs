@@ -26,6 +26,8 @@ const DRIFTED_BLOCKS: u64 = 200;
 
 /// A node that runs the old release; its standby slot is empty, and the server has the plan.
 pub const KNOWN: &str = "known base, standby empty";
+/// The row of a node that did an update before: the usual one.
+const STEADY: &str = "known base, standby holds the release before";
 /// The same, with [`DRIFTED_BLOCKS`] overwritten.
 pub const DRIFTED: &str = "known base, 200 blocks drifted";
 /// A node that has the old image, of which the server knows nothing.
@@ -244,7 +246,7 @@ fn from_release(pair: &Pair, folder: &Path, repeat: usize) -> Result<Measured> {
     }
     let (before_first, before_drift) = (Before::of(&first)?, Before::of(&drifts)?);
     drift(&drifts, fs::metadata(&pair.old)?.len() / 4096)?;
-    let before_both = both_hold_the_old(&both)?;
+    let (earlier, before_both) = steady(&stage, &both, pair, &knows)?;
     publishes.push(stage.publish("the new image", &pair.new, "2")?);
 
     let once = stage.run(&first, "sync", &golden)?;
@@ -254,12 +256,10 @@ fn from_release(pair: &Pair, folder: &Path, repeat: usize) -> Result<Measured> {
         before_first.restore(None)?;
         stage.run(&first, "sync", &golden)
     })?);
-    if let Some(before) = before_both {
-        rows.push(repeated("known base, standby holds the old image", Knows::Base, repeat, || {
-            before.restore(Some(&pair.old))?;
-            stage.run(&both, "sync", &golden)
-        })?);
-    }
+    rows.push(repeated(STEADY, Knows::Base, repeat, || {
+        before_both.restore(Some(&earlier))?;
+        stage.run(&both, "sync", &golden)
+    })?);
     rows.push(repeated(DRIFTED, Knows::Base, repeat, || {
         before_drift.restore(None)?;
         stage.run(&drifts, "sync", &golden)
@@ -329,16 +329,18 @@ fn unknown(pair: &Pair, folder: &Path, golden: &str, repeat: usize) -> Result<Ro
     Ok(row)
 }
 
-/// Both slots proven to hold the old image, by the agent's own verbs: one block drifts, `repair` makes a golden copy in the
-/// other slot, and the block is put right again. `None` if the agent does not believe the first slot any more.
-fn both_hold_the_old(node: &Node) -> Result<Option<Before>> {
-    let slot = node.slot(node.active()?.context("an active slot")?.as_str());
-    flip(&slot, &[1])?;
-    node.agent(["repair"])?.ok()?;
-    flip(&slot, &[1])?;
-    let status = node.agent(["status", "--json"])?.ok()?.json()?;
-    let proven = status["slots"].as_array().is_some_and(|slots| slots.iter().all(|slot| slot["state"] == "proven"));
-    proven.then(|| Before::of(node)).transpose()
+/// A node that did an update before: the old image runs, and the standby slot holds the release before it, which is made up here,
+/// for only the old image is given: every thousandth block of it is another.
+fn steady(stage: &Stage<'_>, node: &Node, pair: &Pair, folder: &Path) -> Result<(PathBuf, Before)> {
+    let earlier = folder.join("earlier");
+    place(&pair.old, &earlier)?;
+    let blocks = fs::metadata(&earlier)?.len() / 4096;
+    flip(&earlier, &(0..blocks).step_by(1000).collect::<Vec<_>>())?;
+    stage.publish("the release before", &earlier, "0")?;
+    node.agent(["sync"])?.ok()?;
+    stage.server.promote("image:1", CHANNEL)?;
+    node.agent(["sync"])?.ok()?;
+    Ok((earlier, Before::of(node)?))
 }
 
 /// Overwrites blocks of the active slot, spread evenly.
