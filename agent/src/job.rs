@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use goldsync_proto::block::Geometry;
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::release::Manifest;
+use goldsync_proto::wire::Prefer;
 use tokio_util::sync::CancellationToken;
 
 use crate::fetch::FetchError;
@@ -48,6 +49,8 @@ pub struct Job {
     pub threads: usize,
     /// Bytes of unmatched local data that the rolling scan may search.
     pub scan_budget: u64,
+    /// What packs should spare.
+    pub prefer: Prefer,
     /// The folder for sections that may be asked for again after an interruption.
     pub cache: PathBuf,
 }

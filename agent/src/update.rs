@@ -300,7 +300,8 @@ pub async fn forecast(ctx: &Context, check: &Check) -> Result<Option<Forecast>, 
     if check.verdict != Verdict::Update || (base.is_none() && check.active.is_some()) {
         return Ok(None);
     }
-    let pair = plan::Pair { base, target: check.target.image, geometry: acceptable(&check.target)? };
+    let (target, geometry) = (check.target.image, acceptable(&check.target)?);
+    let pair = plan::Pair { base, target, geometry, prefer: ctx.config.limits.prefer };
     let plan = plan::fetch_plan(ctx.link()?.as_ref(), &ctx.stop, pair, FORECAST_PATIENCE).await?;
     Ok(plan.map(|(plan, length)| Forecast {
         path: if base.is_some() { "pack" } else { "cold" },
@@ -599,6 +600,7 @@ fn open_job(ctx: &Context, target: &Manifest, geometry: Geometry, base: Option<B
         stop: ctx.stop.clone(),
         threads: ctx.config.limits.threads.max(1),
         scan_budget: ctx.config.limits.scan_budget,
+        prefer: ctx.config.limits.prefer,
         cache,
     }))
 }

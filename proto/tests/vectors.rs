@@ -28,8 +28,8 @@ use goldsync_proto::refusal::{Reason, Refusal};
 use goldsync_proto::release::Word;
 use goldsync_proto::signature::{Signature, read_subtrees};
 use goldsync_proto::wire::{
-    Account, Answer, FRAME_HEAD, Hello, NodeSays, Outcome, Phase, Progress, Report, Request, ServerSays, SlotReport,
-    TrustFile, frame, frame_len, unframe,
+    Account, Answer, FRAME_HEAD, Hello, NodeSays, Outcome, Phase, Prefer, Progress, Report, Request, ServerSays,
+    SlotReport, TrustFile, frame, frame_len, unframe,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -52,8 +52,9 @@ fn requests_are_written_and_read_as_the_vectors_say() {
             ("control", Request::Control { hello }),
             ("trust", Request::Trust { have, want: vec!["channel_production.json".into()] }),
             ("object", Request::Object { name: D.0, offset: 1 << 20, length: 65536 }),
-            ("plan", Request::Plan { base: Some(D), target: E }),
-            ("plan-cold", Request::Plan { base: None, target: E }),
+            ("plan", Request::Plan { base: Some(D), target: E, prefer: Prefer::Time }),
+            ("plan-small", Request::Plan { base: Some(D), target: E, prefer: Prefer::Bytes }),
+            ("plan-cold", Request::Plan { base: None, target: E, prefer: Prefer::Time }),
             ("blocks", Request::Blocks { image: E, runs: vec![(7, 3), (100, 1)] }),
             ("grain-hashes", Request::GrainHashes { image: E, seed: 7, width: 5, runs: vec![(7, 3), (100, 1)] }),
             ("grains", Request::Grains { image: E, runs: vec![(7, 3)], masks: 12 }),

@@ -17,7 +17,7 @@ use goldsync_proto::limits::{BLOCK, PLAN_WIRE_MAX};
 use goldsync_proto::plan::{Plan, PlanError, Source, Step};
 use goldsync_proto::refusal::Reason;
 use goldsync_proto::release::Section;
-use goldsync_proto::wire::{Answer, Request};
+use goldsync_proto::wire::{Answer, Prefer, Request};
 use tokio_util::sync::CancellationToken;
 
 use crate::fetch::{self, FetchError};
@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks the server how to make the target from `base`; `None` if it cannot say.
 pub async fn from_server(job: &Arc<Job>, base: Option<ImageId>) -> Result<Option<Plan>, JobError> {
-    let pair = Pair { base, target: job.target.image, geometry: job.geometry };
+    let pair = Pair { base, target: job.target.image, geometry: job.geometry, prefer: job.prefer };
     Ok(fetch_plan(&job.link, &job.stop, pair, PATIENCE).await?.map(|(plan, _)| plan))
 }
 
@@ -45,6 +45,8 @@ pub struct Pair {
     pub target: ImageId,
     /// Its geometry.
     pub geometry: Geometry,
+    /// Which plan, if there are two.
+    pub prefer: Prefer,
 }
 
 /// The server's plan for a pair and its length as it travelled; `None` if there is none within `patience`.
@@ -56,7 +58,7 @@ pub async fn fetch_plan(
 ) -> Result<Option<(Plan, u64)>, JobError> {
     let Some(section) = ask(link, stop, pair, patience).await? else { return Ok(None) };
     let wire = fetch::object(link, section, PLAN_WIRE_MAX as u64, "the plan").await?;
-    let Pair { base, target, geometry } = pair;
+    let Pair { base, target, geometry, .. } = pair;
     match Plan::decode(&wire) {
         Ok(plan) if (plan.base, plan.target, plan.geometry) == (base, target, geometry) => {
             Ok(Some((plan, section.length)))
@@ -83,7 +85,7 @@ async fn ask(
         if stop.is_cancelled() {
             return Err(JobError::Stopped);
         }
-        let request = Request::Plan { base: pair.base, target: pair.target };
+        let request = Request::Plan { base: pair.base, target: pair.target, prefer: pair.prefer };
         match link.ask(&request).await {
             Ok((Answer::Plan { name, length }, _)) => return Ok(Some(Section { name, length })),
             Ok((Answer::Making { retry_ms }, _)) => {
