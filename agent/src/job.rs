@@ -16,6 +16,7 @@ use crate::fetch::FetchError;
 use crate::journal::{Blocks, JournalError};
 use crate::link::{Link, LinkError};
 use crate::stage::{Stage, StageError};
+use crate::verify::RegionHash;
 
 /// What the active slot is believed to hold.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub struct Base {
     pub image: ImageId,
     /// Its block hashes, if this node keeps them.
     pub blocks: Option<Blocks>,
+    /// The hashes of its regions, if it was hashed to find out what it is; else empty.
+    pub regions: Vec<RegionHash>,
 }
 
 /// A standby slot on its way to being golden.

@@ -36,7 +36,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::store::files::{blocking, list, prepare_folder, temporary, write_durable};
 use crate::store::{Store, StoreError, Whole, cold};
 
-mod prove;
+pub(crate) mod prove;
 mod thorough;
 
 const FORMAT: u32 = 1;

@@ -115,10 +115,9 @@ async fn ask(
 /// Carries out the steps that need no network, in the target's order: keeping, copying, zeroing.
 pub fn make_local(job: &Arc<Job>, plan: &Plan) -> Result<(), JobError> {
     let base = job.base.as_ref().and_then(|base| base.blocks.as_ref()).filter(|_| plan.base.is_some());
-    let mut first = 0;
-    for step in &plan.steps {
+    for (first, step) in plan.placed() {
         job.go_on()?;
-        match *step {
+        match step {
             Step::Copy { source: Source::Active, from, count } => {
                 job.stage.copy(first, byte_of(from), count, base)?;
             }
@@ -129,22 +128,14 @@ pub fn make_local(job: &Arc<Job>, plan: &Plan) -> Result<(), JobError> {
             Step::Keep { count } => job.stage.keep(count),
             Step::Patch { .. } | Step::Fetch { .. } => {}
         }
-        first += step.count();
     }
     Ok(())
 }
 
 /// The runs of target blocks that a plan asks the server for.
 pub fn fetched_runs(plan: &Plan) -> Vec<(u32, u32)> {
-    let mut first = 0;
-    let mut runs = Vec::new();
-    for step in &plan.steps {
-        if let Step::Fetch { count } = *step {
-            runs.push((first, count));
-        }
-        first += step.count();
-    }
-    runs
+    let fetched = plan.placed().filter(|(_, step)| matches!(step, Step::Fetch { .. }));
+    fetched.map(|(first, step)| (first, step.count())).collect()
 }
 
 /// Blocks that are fetched, of how many.

@@ -23,7 +23,7 @@ const KEPT_BYTES: u64 = 16 << 20;
 
 /// The image that a server's plan gives; its packs lie in `packs`, its one object. On all cores, but on no more threads than
 /// that.
-pub(super) fn carry_out(plan: &Plan, base: &[u8], packs: &[u8], threads: usize) -> Result<ImageId, String> {
+pub(crate) fn carry_out(plan: &Plan, base: &[u8], packs: &[u8], threads: usize) -> Result<ImageId, String> {
     let job = Job { plan, base, packs, starts: starts_of(&plan.steps) };
     let regions = plan.geometry.regions();
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(threads).clamp(1, 16) as u32;
