@@ -29,6 +29,7 @@ use crate::config::{Config, ConfigError};
 use crate::golden::Uploads;
 use crate::hub::Hub;
 use crate::init::{CONFIG_FILE, certificate_names, place};
+use crate::likely;
 use crate::orders::Orders;
 use crate::packs::{Packs, PacksOptions};
 use crate::recover::{RecoverError, recover};
@@ -236,7 +237,9 @@ async fn open(config: Config) -> Result<(Arc<Hub>, ServerCertificate), DaemonErr
     let trust = Arc::new(Trust::open(&data.join(place::TRUST)).await?);
     let catalog = Arc::new(Catalog::open(data).await?);
     let store = Store::open(data, StoreOptions::default()).await?;
-    let packs = Packs::open(store.clone(), PacksOptions::default()).await?;
+    let mut options = PacksOptions::default();
+    options.thorough = options.thorough.filter(|_| config.plans.thorough);
+    let packs = Packs::open(store.clone(), options).await?;
     let uploads = Uploads::open(store.clone()).await?;
     let roster = Roster::new(catalog.clone(), config.nodes.connections_per_node as usize);
     let hub = Arc::new(Hub {
@@ -255,6 +258,7 @@ async fn open(config: Config) -> Result<(Arc<Hub>, ServerCertificate), DaemonErr
     // would show operators less than nodes see.
     hub.trust.refresh().await?;
     recover(&hub).await?;
+    likely::prepare_promoted(&hub).await?;
     Ok((hub, certificate))
 }
 

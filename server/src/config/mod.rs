@@ -39,6 +39,8 @@ pub struct Config {
     pub nodes: Nodes,
     /// How fleet orders are held.
     pub orders: Orders,
+    /// How plans are made.
+    pub plans: Plans,
 }
 
 /// How nodes are served.
@@ -72,6 +74,21 @@ pub struct Orders {
     pub lifetime: Span,
 }
 
+/// How plans are made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Plans {
+    /// Whether each plan is made again in the background, with more work: about half the bytes for a minute of one core a GiB
+    /// of image. Default true.
+    pub thorough: bool,
+}
+
+impl Default for Plans {
+    fn default() -> Self {
+        Self { thorough: true }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
@@ -82,6 +99,7 @@ impl Default for Config {
             names: Vec::new(),
             nodes: Nodes::default(),
             orders: Orders::default(),
+            plans: Plans::default(),
         }
     }
 }

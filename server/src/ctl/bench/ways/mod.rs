@@ -70,7 +70,7 @@ pub fn known(old: make::Image<'_>, new: make::Image<'_>) -> Outcome<Known> {
     let plan = plan.map_err(failed)?;
     let plan_bytes = plan.encode().map_err(failed)?.len() as u64;
     let (made, began) = (began.elapsed(), Instant::now());
-    let got = prove::carry_out(&plan, old.bytes, &packs);
+    let got = prove::carry_out(&plan, old.bytes, &packs, usize::MAX);
     let applied = began.elapsed();
     match got {
         Ok(image) if image == new.id => Ok(Known { plan, packs, plan_bytes, made, applied }),
