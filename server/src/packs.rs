@@ -5,17 +5,17 @@
 //!                            │ no
 //!                            ▼
 //!                        one job a pair, one at a time ──▶ packs ──▶ plan ──▶ proven ──▶ plans/<base>-<target>
-//!                            │ not done within 2 s                                           ▲ takes its place
-//!                            ▼                                                               │
-//!                        Making: ask again, or plan by the signature       thorough: made in the background, half as large
+//!                            │ not done within 2 s
+//!                            ▼                                    made again in the background ──▶ ….thorough
+//!                        Making: ask again, or plan by the signature
 //! ```
 //! However many nodes ask for a pair at once, one job makes it, and it goes on when they hang up. A plan exists when its
 //! small file does, which is written after its objects were synced: a kill at any point costs the work since, no more.
 //! A job that failed is not tried again for a minute, so that a fleet that asks does not keep the server busy failing.
 //!
-//! What a node waits for is made quickly; a plan that may serve a thousand nodes is worth more work, see [`thorough`]. A plan is
-//! an object named by its content, so that who began with the quick one goes on with it: its objects stay for as long as the
-//! store's sweep lets them.
+//! What a node waits for is made quickly. In the background it is made again, [thoroughly](thorough): smaller by up to two
+//! thirds, and slower to unpack by a factor of fifty. A node that would rather spare bytes than time gets that one, once it is
+//! there.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -29,6 +29,7 @@ use goldsync_proto::make::{self, Effort};
 use goldsync_proto::plan::Plan;
 use goldsync_proto::release::Section;
 use goldsync_proto::signature::BlockHashes;
+use goldsync_proto::wire::Prefer;
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
@@ -110,22 +111,24 @@ impl From<goldsync_proto::plan::PlanError> for PlanError {
     }
 }
 
-/// How much work went into a plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How much work went into a plan, and goes into unpacking it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Grade {
-    /// As much as a waiting node has time for.
+    /// As much as a waiting node has time for. Plans from nothing are always of this kind.
     Quick,
-    /// As much as pays. Plans from nothing have no better than theirs.
+    /// As much as makes the fewest bytes.
     Thorough,
 }
 
-/// How far a plan is.
+/// How far a pair's plans are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// The plan that is there, and all its bytes on the wire.
-    pub made: Option<(Grade, u64)>,
-    /// Whether it, or a better one, is being made or waits for its turn.
+    /// All bytes on the wire of the quick plan, if there is one.
+    pub quick: Option<u64>,
+    /// The same of the thorough plan.
+    pub thorough: Option<u64>,
+    /// Whether one of them is being made or waits for its turn.
     pub under_way: bool,
 }
 
@@ -160,14 +163,14 @@ pub struct Packs {
     store: Arc<Store>,
     folder: PathBuf,
     options: PacksOptions,
-    records: Mutex<HashMap<Pair, Arc<PlanRecord>>>,
+    records: Mutex<HashMap<(Pair, Grade), Arc<PlanRecord>>>,
     jobs: Mutex<HashMap<Pair, Job>>,
     turns: Semaphore,
     thorough: thorough::Queue,
     made: std::sync::atomic::AtomicU64,
 }
 
-/// `plans/<base>-<target>`
+/// `plans/<base>-<target>`, and with `.thorough` behind it
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct PlanRecord {
     format: u32,
@@ -224,9 +227,20 @@ impl Packs {
         Ok(packs)
     }
 
-    /// The plan from `base` (`None`: from nothing) to `target`, made if need be.
-    pub async fn plan(self: &Arc<Self>, base: Option<ImageId>, target: ImageId) -> Result<PlanState, PlanError> {
+    /// The plan from `base` (`None`: from nothing) to `target`, made if need be. Who prefers bytes gets the thorough one, if it is
+    /// there already.
+    pub async fn plan(
+        self: &Arc<Self>,
+        base: Option<ImageId>,
+        target: ImageId,
+        prefer: Prefer,
+    ) -> Result<PlanState, PlanError> {
         let size = self.check(base, target)?;
+        if prefer == Prefer::Bytes
+            && let Some(section) = self.made_before((base, target), Grade::Thorough).await
+        {
+            return Ok(PlanState::Ready { name: section.name, length: section.length });
+        }
         let mut outcome = self.job((base, target)).outcome;
         let waited = tokio::time::timeout(self.options.wait, outcome.wait_for(Option::is_some)).await;
         match waited {
@@ -249,19 +263,22 @@ impl Packs {
     /// How far the plan from `base` to `target` is. Asks for nothing to be made.
     pub fn progress(&self, base: Option<ImageId>, target: ImageId) -> Progress {
         let pair = (base, target);
-        let record = self.records.lock().unwrap_or_else(PoisonError::into_inner).get(&pair).cloned();
-        let made = record.map(|record| (record.grade, record.sections().map(|section| section.length).sum()));
+        let made = |grade| {
+            let record = self.records.lock().unwrap_or_else(PoisonError::into_inner).get(&(pair, grade)).cloned();
+            record.map(|record| record.sections().map(|section| section.length).sum())
+        };
         let job = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).get(&pair).cloned();
         let making = job.is_some_and(|job| job.outcome.borrow().is_none() && job.outcome.has_changed().is_ok());
-        Progress { made, under_way: making || self.thorough.holds(pair) }
+        let under_way = making || self.thorough.holds(pair);
+        Progress { quick: made(Grade::Quick), thorough: made(Grade::Thorough), under_way }
     }
 
     /// Forgets an image's cold plan, which points into the segments where the image lay before.
     pub async fn forget_cold(&self, image: ImageId) -> Result<(), StoreError> {
         let pair = (None, image);
-        self.records.lock().unwrap_or_else(PoisonError::into_inner).remove(&pair);
+        self.records.lock().unwrap_or_else(PoisonError::into_inner).remove(&(pair, Grade::Quick));
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(&pair);
-        let path = self.folder.join(file_name(pair));
+        let path = self.folder.join(file_name(pair, Grade::Quick));
         blocking(move || match fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::io("remove", &path)(error)),
             _ => Ok(()),
@@ -302,30 +319,31 @@ impl Packs {
     }
 
     async fn find_or_make(self: &Arc<Self>, pair: Pair) -> Outcome {
-        let found = self.records.lock().unwrap_or_else(PoisonError::into_inner).get(&pair).cloned();
-        if let Some(record) = found
-            && self.is_whole(&record).await
-        {
-            return Ok(record.plan);
+        if let Some(section) = self.made_before(pair, Grade::Quick).await {
+            return Ok(section);
         }
         let _turn = self.turns.acquire().await.map_err(|_| StoreError::Stopping)?;
-        let (plan, grade) = match pair {
-            (None, target) => (cold::plan(&self.store, target).await?, Grade::Thorough),
-            (Some(base), target) => (self.make(base, target, self.options.effort).await?, Grade::Quick),
+        let plan = match pair {
+            (None, target) => cold::plan(&self.store, target).await?,
+            (Some(base), target) => self.make(base, target, self.options.effort).await?,
         };
         self.made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let section = self.keep(plan, grade).await?;
-        if grade == Grade::Quick {
-            self.improve_later(pair);
-        }
+        let section = self.keep(plan, Grade::Quick).await?;
+        self.improve_later(pair);
         Ok(section)
+    }
+
+    /// The plan that is on disk, with all that it needs.
+    async fn made_before(&self, pair: Pair, grade: Grade) -> Option<Section> {
+        let found = self.records.lock().unwrap_or_else(PoisonError::into_inner).get(&(pair, grade)).cloned()?;
+        self.is_whole(&found).await.then_some(found.plan)
     }
 
     /// Stores a plan, and answers with it from now on.
     async fn keep(&self, plan: Plan, grade: Grade) -> Outcome {
         let record = Arc::new(self.record(plan, grade).await?);
-        let (pair, section) = ((record.base, record.target), record.plan);
-        self.records.lock().unwrap_or_else(PoisonError::into_inner).insert(pair, record);
+        let (key, section) = (record.key(), record.plan);
+        self.records.lock().unwrap_or_else(PoisonError::into_inner).insert(key, record);
         Ok(section)
     }
 
@@ -382,7 +400,7 @@ impl Packs {
             objects.push(Section { name, length: self.store.objects().len(name).await? });
         }
         let record = PlanRecord { format: FORMAT, base, target, grade, plan, objects };
-        let path = self.folder.join(file_name((base, target)));
+        let path = self.folder.join(file_name((base, target), grade));
         let text = serde_json::to_vec(&record).map_err(|error| PlanError::Failed { reason: error.to_string() })?;
         blocking(move || write_durable(&path, &text)).await?;
         Ok(record)
@@ -398,6 +416,10 @@ fn ready(outcome: &Option<(Outcome, Instant)>) -> Result<PlanState, PlanError> {
 }
 
 impl PlanRecord {
+    fn key(&self) -> (Pair, Grade) {
+        ((self.base, self.target), self.grade)
+    }
+
     fn sections(&self) -> impl Iterator<Item = &Section> {
         self.objects.iter().chain([&self.plan])
     }
@@ -407,25 +429,27 @@ impl PlanRecord {
     }
 }
 
-fn file_name((base, target): Pair) -> String {
-    match base {
-        Some(base) => format!("{base}-{target}"),
-        None => format!("cold-{target}"),
+fn file_name((base, target): Pair, grade: Grade) -> String {
+    let base = base.map_or("cold".to_owned(), |base| base.to_string());
+    match grade {
+        Grade::Quick => format!("{base}-{target}"),
+        Grade::Thorough => format!("{base}-{target}.thorough"),
     }
 }
 
 /// The plans made so far. A file that cannot be used is removed: its plan is made again when it is asked for.
-fn read_records(folder: &Path) -> Result<HashMap<Pair, Arc<PlanRecord>>, StoreError> {
+fn read_records(folder: &Path) -> Result<HashMap<(Pair, Grade), Arc<PlanRecord>>, StoreError> {
     prepare_folder(folder)?;
     let mut records = HashMap::new();
     for path in list(folder)? {
         let text = fs::read(&path).map_err(StoreError::io("read", &path))?;
         let good = serde_json::from_slice::<PlanRecord>(&text).ok().filter(|record| {
-            let name = file_name((record.base, record.target));
+            let (pair, grade) = record.key();
+            let name = file_name(pair, grade);
             record.format == FORMAT && path.file_name().is_some_and(|file| file == name.as_str())
         });
         match good {
-            Some(record) => _ = records.insert((record.base, record.target), Arc::new(record)),
+            Some(record) => _ = records.insert(record.key(), Arc::new(record)),
             None => fs::remove_file(&path).map_err(StoreError::io("remove", &path))?,
         }
     }

@@ -24,7 +24,7 @@ use super::{channels, fleet, nodes, releases, schema, status, trust, types, uplo
     ),
     components(schemas(
         types::Problem, types::Status, types::UploadRequest, types::UploadState, types::Missing, types::Uploaded,
-        types::ReleaseRequest, types::Release, types::LikelyBase, types::PlanGrade, types::PromoteRequest, types::Channel, types::Promotion,
+        types::ReleaseRequest, types::Release, types::LikelyBase, types::PromoteRequest, types::Channel, types::Promotion,
         types::TokenRequest, types::Token, types::Node, types::SyncRequest, types::SyncOrder, types::SyncEvent,
         types::AuditEntry, types::TrustFiles, types::TrustRequest, types::TrustRole, types::OnlineKeys,
         schema::Manifest, schema::Sections, schema::Section, schema::Pointer, schema::Report, schema::SlotReport,

@@ -10,11 +10,11 @@ use goldsync_proto::release::{Manifest, RELEASES_ROLE, ReleaseRef};
 use super::auth::Caller;
 use super::body::{JsonBody, parse};
 use super::problem::{ApiError, ApiResult};
-use super::types::{LikelyBase, PlanGrade, Problem, Release, ReleaseRequest};
+use super::types::{LikelyBase, Problem, Release, ReleaseRequest};
 use crate::catalog::{NewRelease, ReleaseRow, Taken};
 use crate::hub::Hub;
 use crate::likely;
-use crate::packs::{Grade, Progress};
+use crate::packs::Progress;
 
 /// Every release, newest first.
 #[utoipa::path(get, path = "/v1/releases", tag = "releases",
@@ -56,14 +56,8 @@ async fn find(hub: &Hub, release: &ReleaseRef) -> ApiResult<Release> {
 
 fn shown(hub: &Hub, base: likely::Base, manifest: &Manifest) -> LikelyBase {
     let likely::Base { image, releases, nodes } = base;
-    let Progress { made, under_way } = hub.packs.progress(Some(image), manifest.image);
-    let plan = match made {
-        Some((Grade::Quick, _)) => PlanGrade::Quick,
-        Some((Grade::Thorough, _)) => PlanGrade::Thorough,
-        None if under_way => PlanGrade::Preparing,
-        None => PlanGrade::None,
-    };
-    LikelyBase { image, releases, nodes, plan, under_way, bytes: made.map(|(_, bytes)| bytes) }
+    let Progress { quick, thorough, under_way } = hub.packs.progress(Some(image), manifest.image);
+    LikelyBase { image, releases, nodes, quick, thorough, under_way }
 }
 
 /// Make a release visible. The image must be stored, whole and proven. The same release again changes nothing.

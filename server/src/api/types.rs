@@ -124,27 +124,14 @@ pub struct LikelyBase {
     pub releases: Vec<ReleaseRef>,
     /// Nodes that run it.
     pub nodes: u64,
-    /// The plan that a node would get.
-    pub plan: PlanGrade,
-    /// Whether it, or a better one, is being made or waits for its turn.
-    pub under_way: bool,
-    /// What it costs a node: the plan and all that it fetches.
+    /// What the quick plan costs a node, if there is one: itself and all that it fetches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bytes: Option<u64>,
-}
-
-/// How much work went into a plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum PlanGrade {
-    /// There is none yet; it is made when a node asks.
-    None,
-    /// There is none yet, and the first is being made.
-    Preparing,
-    /// As much as a waiting node has time for.
-    Quick,
-    /// As much as pays.
-    Thorough,
+    pub quick: Option<u64>,
+    /// The same of the thorough plan, which nodes get that would rather spare bytes than time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thorough: Option<u64>,
+    /// Whether one of them is being made or waits for its turn.
+    pub under_way: bool,
 }
 
 /// `POST /v1/channels/{channel}`: point a channel at a release.

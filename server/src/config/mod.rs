@@ -78,8 +78,8 @@ pub struct Orders {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Plans {
-    /// Whether each plan is made again in the background, with more work: about half the bytes for a minute of one core a GiB
-    /// of image. Default true.
+    /// Whether each plan is made again in the background, with more work, for nodes that would rather spare bytes than time.
+    /// Default true.
     pub thorough: bool,
 }
 

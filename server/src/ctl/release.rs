@@ -6,7 +6,7 @@ use super::channel::unknown;
 use super::fail::Outcome;
 use super::table::{Column, Table, plain};
 use super::{Desk, screen, show};
-use crate::api::types::{self, LikelyBase, PlanGrade};
+use crate::api::types::{self, LikelyBase};
 use crate::cli::{ReleaseList, ReleaseShow};
 
 /// `goldsync release list`
@@ -76,22 +76,25 @@ fn details(release: &types::Release) -> String {
     lines.join("\n")
 }
 
-/// `web:1 (3 nodes): thorough, 1.2 MiB`
+/// `web:1 (3 nodes): quick 2.4 MiB, thorough 1.2 MiB`
 fn plan(base: &LikelyBase) -> String {
     let from = match &base.releases[..] {
         [] => format!("image {}", base.image.short()),
         releases => releases.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
     };
     let nodes = if base.nodes == 1 { "1 node".into() } else { format!("{} nodes", base.nodes) };
-    let state = match base.plan {
-        PlanGrade::None => "none; made when a node asks",
-        PlanGrade::Preparing => "preparing",
-        PlanGrade::Quick if base.under_way => "quick, a thorough one is being made",
-        PlanGrade::Quick => "quick",
-        PlanGrade::Thorough => "thorough",
+    let quick = base.quick.map(|bytes| format!("quick {}", show::bytes(bytes)));
+    let plans = match (quick, base.thorough) {
+        (None, None) if base.under_way => "preparing".into(),
+        (None, None) => "none; made when a node asks".into(),
+        (Some(quick), None) if base.under_way => format!("{quick}, a thorough one is being made"),
+        (quick, None) => quick.unwrap_or_default(),
+        (quick, Some(bytes)) => {
+            let thorough = format!("thorough {}", show::bytes(bytes));
+            quick.into_iter().chain([thorough]).collect::<Vec<_>>().join(", ")
+        }
     };
-    let bytes = base.bytes.map(|bytes| format!(", {}", show::bytes(bytes))).unwrap_or_default();
-    format!("{from} ({nodes}): {state}{bytes}")
+    format!("{from} ({nodes}): {plans}")
 }
 
 #[cfg(test)]
@@ -123,17 +126,17 @@ mod tests {
                     image: ImageId::of(b"w"),
                     releases: vec!["web:2026.11.20".parse().unwrap()],
                     nodes: 3,
-                    plan: PlanGrade::Quick,
+                    quick: Some(1 << 20),
+                    thorough: None,
                     under_way: true,
-                    bytes: Some(1 << 20),
                 },
                 LikelyBase {
                     image: ImageId::of(b"v"),
                     releases: vec![],
                     nodes: 1,
-                    plan: PlanGrade::None,
+                    quick: None,
+                    thorough: None,
                     under_way: false,
-                    bytes: None,
                 },
             ],
         }
@@ -157,7 +160,7 @@ mod tests {
         assert!(text.contains("size           160 MiB (167772160 bytes)"), "{text}");
         assert!(text.contains("label          commit=4f1c [31m"), "{text}");
         assert!(!text.contains('\u{1b}'));
-        let first = "plan from      web:2026.11.20 (3 nodes): quick, a thorough one is being made, 1 MiB";
+        let first = "plan from      web:2026.11.20 (3 nodes): quick 1 MiB, a thorough one is being made";
         assert!(text.contains(first), "{text}");
         assert!(text.contains(" (1 node): none; made when a node asks\n"), "{text}");
     }

@@ -4,6 +4,7 @@ use std::fs;
 
 use goldsync_proto::limits::PACK_RAW_MAX;
 use goldsync_proto::plan::Step;
+use goldsync_proto::wire::Prefer;
 
 use super::*;
 use crate::golden::Uploads;
@@ -30,11 +31,18 @@ async fn open_with(folder: &Path, options: PacksOptions) -> Server {
 }
 
 impl Server {
-    /// The plan that a node would get.
+    /// The quick plan.
     async fn plan(&self, base: Option<ImageId>, target: ImageId) -> Plan {
-        let PlanState::Ready { name, length } = self.packs.prepare(base, target).await.unwrap() else {
-            panic!("not ready though it was waited for");
-        };
+        self.read(self.packs.prepare(base, target).await.unwrap()).await
+    }
+
+    /// What a node gets that would rather spare bytes.
+    async fn small(&self, base: Option<ImageId>, target: ImageId) -> Plan {
+        self.read(self.packs.plan(base, target, Prefer::Bytes).await.unwrap()).await
+    }
+
+    async fn read(&self, state: PlanState) -> Plan {
+        let PlanState::Ready { name, length } = state else { panic!("not ready though it was waited for") };
         let bytes = self.store.objects().whole(Section { name, length }).await.unwrap();
         Plan::decode(&bytes).unwrap()
     }
@@ -84,12 +92,12 @@ async fn many_requests_at_once_are_one_computation_and_one_plan() {
     assert!(matches!(first, PlanState::Ready { .. }));
     assert!(answers.into_iter().all(|answer| answer.unwrap() == first));
     assert_eq!(server.packs.made(), 1);
-    assert_eq!(server.packs.plan(base, target).await, Ok(first));
+    assert_eq!(server.packs.plan(base, target, Prefer::Time).await, Ok(first));
 
     // And none after a restart; the answer is the same bytes.
     drop(server);
     let server = open(folder.path()).await;
-    assert_eq!(server.packs.plan(base, target).await, Ok(first));
+    assert_eq!(server.packs.plan(base, target, Prefer::Time).await, Ok(first));
     assert_eq!(server.packs.made(), 0);
 }
 
@@ -102,7 +110,7 @@ async fn who_waits_too_long_is_told_to_come_again_and_the_work_goes_on() {
     let target = ImageId::of(&bytes);
     // Somebody else's plan is in the making for as long as this is held.
     let turn = server.packs.turns.acquire().await.unwrap();
-    assert_eq!(server.packs.plan(None, target).await, Ok(PlanState::Making { retry_ms: 500 }));
+    assert_eq!(server.packs.plan(None, target, Prefer::Time).await, Ok(PlanState::Making { retry_ms: 500 }));
     assert_eq!(server.packs.made(), 0);
     drop(turn);
     assert!(matches!(server.packs.prepare(None, target).await, Ok(PlanState::Ready { .. })));
@@ -138,15 +146,14 @@ fn shifted() -> (Vec<u8>, Vec<u8>) {
 
 impl Server {
     async fn until_thorough(&self, base: Option<ImageId>, target: ImageId) {
-        let thorough = |progress: Progress| progress.made.is_some_and(|(grade, _)| grade == Grade::Thorough);
-        while !thorough(self.packs.progress(base, target)) {
+        while self.packs.progress(base, target).thorough.is_none() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 }
 
 #[tokio::test]
-async fn a_thorough_plan_takes_the_quick_ones_place_and_who_began_goes_on() {
+async fn a_thorough_plan_is_made_beside_the_quick_one_and_both_last() {
     let folder = tempfile::tempdir().unwrap();
     let (old, new) = shifted();
     let (base, target) = (Some(ImageId::of(&old)), ImageId::of(&new));
@@ -154,36 +161,37 @@ async fn a_thorough_plan_takes_the_quick_ones_place_and_who_began_goes_on() {
         let server = open(folder.path()).await;
         publish(&server.uploads, &old).await.unwrap();
         publish(&server.uploads, &new).await.unwrap();
-        assert_eq!(server.packs.progress(base, target), Progress { made: None, under_way: false });
+        let nothing = Progress { quick: None, thorough: None, under_way: false };
+        assert_eq!(server.packs.progress(base, target), nothing);
         let quick = server.plan(base, target).await;
-        let Progress { made: Some((Grade::Quick, bytes)), under_way: false } = server.packs.progress(base, target)
+        let Progress { quick: Some(bytes), thorough: None, under_way: false } = server.packs.progress(base, target)
         else {
             panic!("{:?}", server.packs.progress(base, target));
         };
         assert!(bytes > quick.wire_bytes());
         quick
     };
-    // What is still quick when a server starts is taken up, without anybody asking; until it is ready, the quick one serves.
+    // A quick plan that has none beside it when a server starts is taken up, without anybody asking.
     let server = open_with(folder.path(), PacksOptions::default()).await;
     assert!(server.packs.progress(base, target).under_way);
     server.until_thorough(base, target).await;
-    let thorough = server.plan(base, target).await;
+    let thorough = server.small(base, target).await;
     assert!(thorough.wire_bytes() * 2 < quick.wire_bytes(), "{} of {}", thorough.wire_bytes(), quick.wire_bytes());
     assert!(apply(&server.store, &thorough, &old).await == new);
-    assert_ne!(thorough.objects, quick.objects);
-    assert!(apply(&server.store, &quick, &old).await == new, "who has the quick plan finishes with it");
+    assert_eq!(server.plan(base, target).await, quick, "who would rather spare time still gets the quick one");
+    assert!(apply(&server.store, &quick, &old).await == new);
     assert_eq!((server.packs.made(), server.packs.improved()), (0, 1));
 
-    // It lasts, and is not made again.
+    // Both last, and are not made again.
     drop(server);
     let server = open_with(folder.path(), PacksOptions::default()).await;
     assert!(!server.packs.progress(base, target).under_way);
-    assert_eq!(server.plan(base, target).await, thorough);
+    assert_eq!((server.plan(base, target).await, server.small(base, target).await), (quick, thorough));
     assert_eq!((server.packs.made(), server.packs.improved()), (0, 0));
 }
 
 #[tokio::test]
-async fn a_node_that_waits_gets_a_plan_before_the_thorough_one() {
+async fn nobody_waits_for_a_thorough_plan() {
     let folder = tempfile::tempdir().unwrap();
     let (old, new) = shifted();
     let (base, target) = (Some(ImageId::of(&old)), ImageId::of(&new));
@@ -193,11 +201,11 @@ async fn a_node_that_waits_gets_a_plan_before_the_thorough_one() {
     // Another pair's thorough plan is in the making for as long as this is held.
     let turn = server.packs.thorough.turn.acquire().await.unwrap();
     let quick = server.plan(base, target).await;
-    assert!(matches!(server.packs.progress(base, target).made, Some((Grade::Quick, _))));
+    assert_eq!(server.small(base, target).await, quick);
     assert!(server.packs.progress(base, target).under_way);
     drop(turn);
     server.until_thorough(base, target).await;
-    assert_ne!(server.plan(base, target).await, quick);
+    assert_ne!(server.small(base, target).await, quick);
 }
 
 #[tokio::test]
@@ -229,9 +237,12 @@ async fn unknown_images_are_told_apart() {
     let bytes = noise(3, 1);
     publish(&server.uploads, &bytes).await.unwrap();
     let (known, other) = (ImageId::of(&bytes), ImageId::of(b"other"));
-    assert_eq!(server.packs.plan(Some(other), known).await, Err(PlanError::UnknownBase { base: other }));
-    assert_eq!(server.packs.plan(Some(known), other).await, Err(PlanError::UnknownTarget { target: other }));
-    assert_eq!(server.packs.plan(None, other).await, Err(PlanError::UnknownTarget { target: other }));
+    assert_eq!(server.packs.plan(Some(other), known, Prefer::Time).await, Err(PlanError::UnknownBase { base: other }));
+    assert_eq!(
+        server.packs.plan(Some(known), other, Prefer::Time).await,
+        Err(PlanError::UnknownTarget { target: other })
+    );
+    assert_eq!(server.packs.plan(None, other, Prefer::Time).await, Err(PlanError::UnknownTarget { target: other }));
 }
 
 #[tokio::test]
@@ -254,7 +265,7 @@ async fn a_plan_whose_objects_were_lost_is_made_again() {
     drop(server);
     // A record that is torn, and drafts that a kill left, are nobody's loss either.
     let plans = folder.path().join("plans");
-    fs::write(plans.join(file_name((base, target))), "{\"format\":1").unwrap();
+    fs::write(plans.join(file_name((base, target), Grade::Quick)), "{\"format\":1").unwrap();
     fs::write(plans.join("packs.77-7.tmp"), b"half").unwrap();
     let server = open(folder.path()).await;
     assert_eq!(fs::read_dir(&plans).unwrap().count(), 0);
@@ -322,7 +333,9 @@ async fn a_cold_plan_points_at_the_segments_and_stores_nothing_anew() {
         assert_eq!(plan.base, None);
         assert!(apply(&server.store, &plan, &[]).await == *bytes);
         assert_eq!(plan.objects, server.store.layout(image).await.unwrap().segments());
-        let PlanState::Ready { length, .. } = server.packs.plan(None, image).await.unwrap() else { panic!() };
+        let PlanState::Ready { length, .. } = server.packs.plan(None, image, Prefer::Time).await.unwrap() else {
+            panic!()
+        };
         assert_eq!(server.store.stored(), stored + length);
     }
     // Zeros only: nothing to fetch.

@@ -1,11 +1,11 @@
 //! Thorough plans: made in the background, one at a time, on one thread of the lowest priority.
 //!
 //! ```text
-//! a quick plan was made, or found at the start ──▶ queue ──▶ made and proven again ──▶ takes the quick one's place
+//! a quick plan was made, or found at the start ──▶ queue ──▶ made and proven again ──▶ for who would rather spare bytes
 //! ```
-//! Nothing waits for them. There is no list of what is to be done but the plans themselves: each that is on disk and still
-//! quick when the server starts is taken up. A kill leaves the quick plan and a draft that the next start removes. What failed
-//! is not tried again before that: the quick plan serves as well, only larger.
+//! Nothing waits for them. There is no list of what is to be done but the plans themselves: each quick one that has no thorough
+//! one beside it when the server starts is taken up. A kill leaves the quick plan and a draft that the next start removes. What
+//! failed is not tried again before that: the quick plan serves as well, only larger.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -70,14 +70,15 @@ impl Packs {
     pub(super) fn take_up(self: &Arc<Self>) {
         let quick: Vec<Pair> = {
             let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-            records.iter().filter(|(_, record)| record.grade == Grade::Quick).map(|(pair, _)| *pair).collect()
+            let pairs = records.keys().filter(|(_, grade)| *grade == Grade::Quick).map(|(pair, _)| *pair);
+            pairs.filter(|pair| !records.contains_key(&(*pair, Grade::Thorough))).collect()
         };
         quick.into_iter().for_each(|pair| self.improve_later(pair));
     }
 
     /// Queues one.
     pub(super) fn improve_later(self: &Arc<Self>, pair: Pair) {
-        if self.options.thorough.is_none() || !self.thorough.enter(pair) {
+        if self.options.thorough.is_none() || pair.0.is_none() || !self.thorough.enter(pair) {
             return;
         }
         let packs = self.clone();
@@ -99,8 +100,6 @@ impl Packs {
         // An image that was taken out meanwhile takes its plans with it.
         self.check(Some(base), pair.1)?;
         self.keep(plan, Grade::Thorough).await?;
-        // The job still answers with the quick plan.
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(&pair);
         tracing::info!(%base, target = %pair.1, wire, "made a thorough plan");
         Ok(())
     }

@@ -9,7 +9,7 @@ use goldsync_proto::digest::{Digest, ImageId};
 use goldsync_proto::grain::{GrainHash, read_masks};
 use goldsync_proto::limits::{BLOCKS_PER_REQUEST, OBJECT_RANGE_MAX};
 use goldsync_proto::refusal::{Reason, Refusal};
-use goldsync_proto::wire::{Answer, TrustFile};
+use goldsync_proto::wire::{Answer, Prefer, TrustFile};
 
 use super::{Body, Reply, Session, internal};
 use crate::packs::{PlanError, PlanState};
@@ -48,8 +48,8 @@ impl Session {
         Ok(Reply { answer: Answer::Object { length: end - offset }, body: Body::Pieces(pieces.buffered(2).boxed()) })
     }
 
-    pub(super) async fn plan(&self, base: Option<ImageId>, target: ImageId) -> Result<Reply, Refusal> {
-        let state = self.hub.packs.plan(base, target).await.map_err(|error| match error {
+    pub(super) async fn plan(&self, base: Option<ImageId>, target: ImageId, prefer: Prefer) -> Result<Reply, Refusal> {
+        let state = self.hub.packs.plan(base, target, prefer).await.map_err(|error| match error {
             PlanError::UnknownBase { .. } => Refusal::new(Reason::UnknownBase, error.to_string()),
             PlanError::UnknownTarget { .. } => Refusal::new(Reason::NotFound, error.to_string()),
             PlanError::TooLarge { .. } => Refusal::new(Reason::PlanTooLarge, error.to_string()),
