@@ -5,7 +5,7 @@ use libfuzzer_sys::fuzz_target;
 
 /// The reader as the operator's tool has it; its package would bring a server along.
 #[path = "../../server/src/ctl/bench/ext4/mod.rs"]
-#[allow(dead_code, reason = "a target uses what it tests")]
+#[allow(dead_code, unused_imports, reason = "a target uses what it tests")]
 mod ext4;
 
 const IMAGE: usize = 64 << 10;

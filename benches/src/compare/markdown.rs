@@ -132,7 +132,7 @@ impl Report {
         let cell = |ratio: Option<f64>| ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default();
         writeln!(
             out,
-            "\n| bytes on the wire, as a part of the best peer's | known base ÷ better of `xdelta3 -9` and `zstd -19 \
+            "\n| bytes on the wire, as a part of the best peer's that ran | known base ÷ better of `xdelta3 -9` and `zstd -19 \
              --long=31 --patch-from` | unknown base ÷ better of rsync and zsync |\n|---|--:|--:|"
         )?;
         for (name, [known, unknown]) in &all {

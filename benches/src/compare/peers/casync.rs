@@ -9,12 +9,12 @@ use crate::compare::process::Cost;
 use crate::compare::row::Run;
 
 struct Casync {
-    /// The average chunk; 64 KiB is casync's own choice.
+    /// The average chunk; 64 KiB is casync's own choice. With 4 KiB it makes and asks for files by the ten thousand.
     chunk: u32,
 }
 
 pub(super) fn settings() -> Vec<Box<dyn Peer>> {
-    [64 << 10, 16 << 10, 4 << 10].map(|chunk| Box::new(Casync { chunk }) as Box<dyn Peer>).into()
+    [64 << 10, 16 << 10].map(|chunk| Box::new(Casync { chunk }) as Box<dyn Peer>).into()
 }
 
 impl Peer for Casync {
