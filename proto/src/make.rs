@@ -262,17 +262,19 @@ fn compress_one(
 
 /// The smallest of what the effort allows.
 fn compress(raw: &[u8], prefix: &[u8], effort: Effort) -> (Codec, Vec<u8>) {
-    let (codec, wire) = pack::compress(raw, prefix, effort.level);
+    let first = pack::compress(raw, prefix, effort.level);
     if !effort.delta {
-        return (codec, wire);
+        return first;
     }
+    let mut tried = Vec::new();
     // Where the base helps little, most bytes are compressed already: near copies are rare, and the search for them is slow.
-    if wire.len() > raw.len() / 4 * 3 {
-        let (hard, harder) = pack::compress(raw, prefix, LEVEL_DENSE);
-        return if harder.len() < wire.len() { (hard, harder) } else { (codec, wire) };
+    let dense = first.1.len() > raw.len() / 4 * 3;
+    let delta = (!dense).then(|| delta::encode(raw, prefix, &search::pieces(raw, prefix)));
+    if delta.as_ref().is_none_or(|delta| delta.len() > first.1.len() / 32 * 31) {
+        tried.push(pack::compress(raw, prefix, LEVEL_DENSE));
     }
-    let delta = delta::encode(raw, prefix, &search::pieces(raw, prefix));
-    if delta.len() < wire.len() { (Codec::Delta, delta) } else { (codec, wire) }
+    tried.extend(delta.map(|delta| (Codec::Delta, delta)));
+    tried.into_iter().fold(first, |best, next| if next.1.len() < best.1.len() { next } else { best })
 }
 
 /// zstd's level for what the base hardly helps with.
