@@ -39,6 +39,8 @@ pub struct Config {
     pub nodes: Nodes,
     /// How fleet orders are held.
     pub orders: Orders,
+    /// How images are kept.
+    pub store: Store,
 }
 
 /// How nodes are served.
@@ -72,6 +74,15 @@ pub struct Orders {
     pub lifetime: Span,
 }
 
+/// How images are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Store {
+    /// What nothing needs any more is removed when nobody wrote or read it for so long. Default 1 hour: more than a node
+    /// rests in the middle of an update.
+    pub grace: Span,
+}
+
 impl Default for Config {
     fn default() -> Self {
         let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
@@ -82,6 +93,7 @@ impl Default for Config {
             names: Vec::new(),
             nodes: Nodes::default(),
             orders: Orders::default(),
+            store: Store::default(),
         }
     }
 }
@@ -97,6 +109,12 @@ impl Default for Nodes {
             idle_timeout: Span::seconds(45),
             drain: Span::seconds(10),
         }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self { grace: Span::seconds(3600) }
     }
 }
 
@@ -192,6 +210,7 @@ impl Config {
             ("nodes.idle_timeout", nodes.idle_timeout),
             ("orders.away_max", self.orders.away_max),
             ("orders.lifetime", self.orders.lifetime),
+            ("store.grace", self.store.grace),
         ] {
             if !(Span::seconds(1)..=Span::seconds(10 * 365 * 86_400)).contains(&span) {
                 return Err(value(key, span, "is outside \"1 s\" to \"3650 days\"".into()));

@@ -13,6 +13,8 @@
 
 pub mod prepare;
 
+#[cfg(test)]
+mod history;
 mod known;
 mod parts;
 mod segments;

@@ -87,8 +87,8 @@ async fn an_image_adds_only_the_blocks_that_no_other_has() {
         segments += store.objects().len(*segment).await.unwrap();
     }
     assert_eq!(segments, (3 + 10 + 1) * BLOCK as u64);
-    let sections = [record.layout, second.sections.subtrees, second.sections.blocks, second.sections.rolling];
-    assert_eq!(second.added, segments + sections.iter().map(|section| section.length).sum::<u64>());
+    // Layout and sections are kept as what differs from the first image's.
+    assert!(second.added < segments + 8 * 1024, "{} bytes for {segments} of blocks", second.added);
     assert!(first.added > 600 * BLOCK as u64);
     store.forget_whole(ImageId::of(&new)).unwrap();
     assert!(store.materialise(ImageId::of(&new)).await.unwrap().map().unwrap()[..] == new);
@@ -426,7 +426,7 @@ async fn whole_images_keep_within_their_bound_and_old_ones_are_proven_again() {
         files.iter().map(|path| path.file_stem().unwrap().to_string_lossy().into_owned()).collect()
     };
     {
-        let options = StoreOptions { cache_bytes: 150 * BLOCK as u64 };
+        let options = StoreOptions { cache_bytes: 150 * BLOCK as u64, ..StoreOptions::default() };
         let store = crate::store::Store::open(folder.path(), options).await.unwrap();
         let uploads = Uploads::open(store.clone()).await.unwrap();
         publish(&uploads, &one).await.unwrap();

@@ -27,7 +27,7 @@ use goldsync_proto::block::{Geometry, GeometryError, Run, runs_of};
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::limits::BLOCK;
 use goldsync_proto::pack::{FRAME_HEAD, FrameHead, PackError, decompress, frame_head, hash16};
-use goldsync_proto::release::Sections;
+use goldsync_proto::release::{Section, Sections};
 use goldsync_proto::signature::{BLOCK_ENTRY, BlockHashes, block_hash};
 use serde::{Deserialize, Serialize};
 use tokio::sync::RwLock;
@@ -39,7 +39,7 @@ use super::sign::sign_file;
 use crate::api::types::{Missing, UploadState, Uploaded};
 use crate::store::files::{blocking, list, prepare_folder, write_durable};
 use crate::store::layout::LayoutError;
-use crate::store::{ImageRecord, Store, StoreError, older};
+use crate::store::{ImageRecord, Store, StoreError, Swept, Unneeded, older};
 
 /// An upload that nobody touched for so long is given up.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
@@ -229,7 +229,8 @@ impl Uploads {
         let folder = store.folder().join("uploads");
         let known = known_blocks(&store).await;
         let cleaned = (folder.clone(), store.clone());
-        blocking(move || clean(&cleaned.0, &cleaned.1)).await?;
+        let clean = move || prepare_folder(&cleaned.0).and_then(|()| clean(&cleaned.0, &cleaned.1, &HashSet::new()));
+        blocking(clean).await?;
         let known = Mutex::new(Arc::new(known));
         let (open, healing, completing) = Default::default();
         Ok(Arc::new(Self { store, folder, known, open, healing, completing }))
@@ -272,6 +273,7 @@ impl Uploads {
     }
 
     async fn begin_now(&self, image: ImageId, size: u64) -> Result<UploadState, UploadError> {
+        self.store.ask(image);
         if self.whole(image).is_some() && self.look_over(image).await? {
             return Ok(UploadState { stored: true });
         }
@@ -437,19 +439,27 @@ impl Uploads {
             return Err(UploadError::WrongImage { image, got: signature.image });
         }
         let blocks = Bytes::from(signature.blocks);
-        let stored_layout = store.objects().put(layout.encode()).await?;
-        let sections = Sections {
-            subtrees: store.objects().put(signature.subtrees).await?,
-            blocks: store.objects().put(blocks.clone()).await?,
-            rolling: store.objects().put(signature.rolling).await?,
+        let kin = store.next_of_kin(image, &layout, BlockHashes::new(&blocks)).await;
+        let after = |of: fn(&ImageRecord) -> Section| kin.as_ref().map(|kin| of(kin));
+        let objects = store.objects();
+        let (stored_layout, mut kept) = objects.put_after(layout.encode().into(), after(|kin| kin.layout)).await?;
+        let mut put = async |bytes: Bytes, of: fn(&ImageRecord) -> Section| {
+            let (section, bytes) = objects.put_after(bytes, after(of)).await?;
+            kept += bytes;
+            Ok::<_, StoreError>(section)
         };
-        let sizes = [stored_layout, sections.subtrees, sections.blocks, sections.rolling];
-        let added = own.segments.iter().chain(&sizes).map(|section| section.length).sum();
+        let sections = Sections {
+            subtrees: put(signature.subtrees.into(), |kin| kin.sections.subtrees).await?,
+            blocks: put(blocks.clone(), |kin| kin.sections.blocks).await?,
+            rolling: put(signature.rolling.into(), |kin| kin.sections.rolling).await?,
+        };
+        let added = kept + own.segments.iter().map(|section| section.length).sum::<u64>();
         let made: Vec<_> = own.segments.iter().map(|segment| segment.name).collect();
         let before = store.image(image);
         let kept = before.iter().flat_map(|record| &record.segments).filter(|segment| !made.contains(segment));
         let segments = made.iter().chain(kept).copied().collect();
-        let record = ImageRecord::new(image, geometry, stored_layout, sections, added, segments);
+        let number = before.as_ref().map_or_else(|| store.next_number(), |before| before.number);
+        let record = ImageRecord::new(image, number, geometry, stored_layout, sections, added, segments);
         store.commit(record).await?;
         self.learn(layout, made, blocks).await?;
         self.healing().remove(&image);
@@ -500,12 +510,33 @@ fn draw(
     Ok((layout, own))
 }
 
+impl Uploads {
+    /// Removes images for good, and everything that then belongs to nothing. Nothing is proven meanwhile: what an image in
+    /// the making is about to lie in is not taken from under it, but asked for anew.
+    pub async fn collect(&self, unneeded: Unneeded) -> Result<Swept, StoreError> {
+        let _nothing_is_completed = self.completing.lock().await;
+        let segments = self.store.remove_images(&unneeded.images).await?;
+        self.forget(move |known| !segments.contains(&known.segment)).await?;
+        let (folder, store) = (self.folder.clone(), self.store.clone());
+        let open: HashSet<ImageId> = self.open.lock().await.keys().copied().collect();
+        blocking(move || clean(&folder, &store, &open)).await?;
+        self.store.sweep(unneeded.names).await
+    }
+}
+
 /// Which blocks are stored. An image whose layout or section is damaged is left out: its blocks are stored again.
 async fn known_blocks(store: &Arc<Store>) -> Known {
     let mut known = Known::default();
-    for record in store.images() {
+    let records = store.images();
+    let made: HashSet<_> = records.iter().flat_map(|record| record.segments.iter().copied()).collect();
+    for record in &records {
         match (store.layout(record.image).await, store.block_hashes(record.image).await) {
-            (Ok(layout), Ok(blocks)) => known = known.with(&layout, &record.segments, BlockHashes::new(&blocks)),
+            (Ok(layout), Ok(blocks)) => {
+                // A segment may outlive the image that it was made for; whoever uses it tells of its blocks.
+                let orphans = layout.segments().iter().filter(|segment| !made.contains(*segment));
+                let told: Vec<_> = record.segments.iter().chain(orphans).copied().collect();
+                known = known.with(&layout, &told, BlockHashes::new(&blocks));
+            }
             (Err(error), _) | (_, Err(error)) => {
                 tracing::error!(image = %record.image, %error, "a stored image cannot be read");
             }
@@ -514,13 +545,13 @@ async fn known_blocks(store: &Arc<Store>) -> Known {
     known
 }
 
-fn clean(folder: &Path, store: &Store) -> Result<(), StoreError> {
-    prepare_folder(folder)?;
+/// Removes uploads that ended or were given up, but for those at work.
+fn clean(folder: &Path, store: &Store, open: &HashSet<ImageId>) -> Result<(), StoreError> {
     for path in list(folder)? {
         let Some(image) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
         let touched = [path.join("frames"), path.join("upload.json")];
         let touched_lately = touched.iter().any(|path| fs::metadata(path).is_ok_and(|meta| !older(&meta, ABANDONED)));
-        if store.image(image).is_some() || !touched_lately {
+        if !open.contains(&image) && (store.image(image).is_some() || !touched_lately) {
             remove_folder(&path)?;
         }
     }

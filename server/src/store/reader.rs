@@ -35,7 +35,7 @@ pub struct Blocks {
 impl Store {
     /// The blocks of `runs`, as literal frames. Everything that the asker can get wrong is refused before the first.
     pub async fn blocks(self: &Arc<Self>, image: ImageId, runs: Vec<Run>) -> Result<Blocks, StoreError> {
-        let layout = self.layout(image).await?;
+        let layout = self.asked_for(image).await?;
         let count = check_runs(layout.geometry(), &runs)?;
         Ok(Blocks { count, frames: chained(self.clone().raw(image, layout, runs)).boxed() })
     }
@@ -47,7 +47,7 @@ impl Store {
         runs: Vec<Run>,
         masks: Vec<u8>,
     ) -> Result<Blocks, StoreError> {
-        let layout = self.layout(image).await?;
+        let layout = self.asked_for(image).await?;
         let count = check_masks(check_runs(layout.geometry(), &runs)?, &masks)?;
         let mut masks = Bytes::from(masks);
         let selected = self.clone().raw(image, layout, runs).map(move |raw| {
@@ -65,13 +65,19 @@ impl Store {
         runs: Vec<Run>,
         hash: GrainHash,
     ) -> Result<Blocks, StoreError> {
-        let layout = self.layout(image).await?;
+        let layout = self.asked_for(image).await?;
         let count = check_runs(layout.geometry(), &runs)? * GRAINS as u64;
         let signed = self.clone().raw(image, layout, runs).map(move |raw| async move {
             let raw = raw?;
             blocking(move || Ok(Bytes::from(hash.sign(&raw)))).await
         });
         Ok(Blocks { count, frames: signed.buffered(AHEAD).boxed() })
+    }
+
+    /// A layout of an image that somebody is going to read.
+    async fn asked_for(&self, image: ImageId) -> Result<Arc<Layout>, StoreError> {
+        self.ask(image);
+        self.layout(image).await
     }
 
     /// The bytes of `runs`, in pieces of one frame each.
