@@ -13,6 +13,7 @@
 
 pub mod prepare;
 
+mod after;
 #[cfg(test)]
 mod history;
 mod known;

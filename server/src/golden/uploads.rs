@@ -32,13 +32,14 @@ use goldsync_proto::signature::{BLOCK_ENTRY, BlockHashes, block_hash};
 use serde::{Deserialize, Serialize};
 use tokio::sync::RwLock;
 
+use super::after::{self, At};
 use super::known::{Known, KnownFrame};
 use super::parts::{self, Part};
-use super::segments::{Own, Received, lay_out, missing, store_parts};
+use super::segments::{Own, Received, lay_out, missing, store_packs, store_parts};
 use super::sign::sign_file;
 use crate::api::types::{Missing, UploadState, Uploaded};
 use crate::store::files::{blocking, list, prepare_folder, write_durable};
-use crate::store::layout::LayoutError;
+use crate::store::layout::{Layout, LayoutError};
 use crate::store::{ImageRecord, Store, StoreError, Swept, Unneeded, older};
 
 /// An upload that nobody touched for so long is given up.
@@ -165,6 +166,15 @@ pub struct Uploads {
     healing: Mutex<HashSet<ImageId>>,
     /// One image is proven at a time: it takes all cores and much disk.
     completing: tokio::sync::Mutex<()>,
+}
+
+/// An image that is being stored.
+struct New {
+    image: ImageId,
+    geometry: Geometry,
+    section: Bytes,
+    parts: Vec<Part>,
+    known: Arc<Known>,
 }
 
 #[derive(Debug)]
@@ -426,7 +436,8 @@ impl Uploads {
         let own = store_parts(store.objects(), &upload.frames(), &parts).await?;
         let section = state.section.clone().ok_or(UploadError::NotIndexed)?;
         let known = self.known();
-        let (layout, own) = blocking(move || draw(geometry, &section, own, &parts, &known)).await?;
+        let plain = (section.clone(), parts.clone(), known.clone());
+        let (layout, own) = blocking(move || draw(geometry, &plain.0, own, &plain.1, &plain.2)).await?;
         let layout = Arc::new(layout);
         let draft = Arc::new(store.assemble(image, &layout).await?);
         let signed = draft.clone();
@@ -440,6 +451,13 @@ impl Uploads {
         }
         let blocks = Bytes::from(signature.blocks);
         let kin = store.next_of_kin(image, &layout, BlockHashes::new(&blocks)).await;
+        let new = New { image, geometry, section, parts, known };
+        let (layout, own) = match &kin {
+            Some(kin) if store.image(image).is_none() && !state.every => {
+                self.store_after(kin, &new, &draft, layout, own).await?
+            }
+            _ => (layout, own),
+        };
         let after = |of: fn(&ImageRecord) -> Section| kin.as_ref().map(|kin| of(kin));
         let objects = store.objects();
         let (stored_layout, mut kept) = objects.put_after(layout.encode().into(), after(|kin| kin.layout)).await?;
@@ -468,10 +486,74 @@ impl Uploads {
         Ok(Uploaded { sections, added, healed: before.is_some() })
     }
 
+    /// Stores the new blocks of a proven image after its next of kin instead of as they came, if that takes less room and
+    /// reads back as the image; answers where it lies then.
+    async fn store_after(
+        &self,
+        kin: &ImageRecord,
+        new: &New,
+        draft: &Arc<crate::store::Draft>,
+        layout: Arc<Layout>,
+        own: Own,
+    ) -> Result<(Arc<Layout>, Own), UploadError> {
+        let store = &self.store;
+        let lies = store.layout(kin.image).await?;
+        // What cannot be read is no base to build on.
+        let (Ok(base), Ok(hashes)) = (store.materialise(kin.image).await, store.block_hashes(kin.image).await) else {
+            return Ok((layout, own));
+        };
+        let (draft, parts, known) = (draft.clone(), new.parts.clone(), new.known.clone());
+        let (section, geometry) = (new.section.clone(), new.geometry);
+        let packed = blocking(move || {
+            let (from, to) = (base.map()?, draft.map()?);
+            let hashes = BlockHashes::new(&hashes);
+            let base = At { bytes: &from, hashes, geometry: base.geometry() };
+            let target = At { bytes: &to, hashes: BlockHashes::new(&section), geometry };
+            let received = Received::of(&parts, target.hashes);
+            Ok::<_, StoreError>(after::pack(&base, &lies, &target, &received, &known))
+        });
+        let Some(packed) = packed.await? else { return Ok((layout, own)) };
+        let plain: u64 = own.segments.iter().map(|segment| segment.length).sum();
+        if packed.iter().map(|(part, _, _)| u64::from(part.wire_len)).sum::<u64>() >= plain {
+            return Ok((layout, own));
+        }
+        let parts: Vec<Part> = packed.iter().map(|(part, _, _)| part.clone()).collect();
+        let after = store_packs(store.objects(), packed).await?;
+        let (section, known) = (new.section.clone(), new.known.clone());
+        let drawn = blocking(move || draw(geometry, &section, after, &parts, &known));
+        let (drawn, unused) = match drawn.await {
+            Ok((drawn, after)) if after::is_bounded(&drawn) && self.reads_back(new.image, &drawn).await? => {
+                (Some((Arc::new(drawn), after)), own.fresh.clone())
+            }
+            Ok((_, after)) => (None, after.fresh),
+            // Too many frames behind each other; what it made goes with the next collection.
+            Err(UploadError::Layout(_)) => (None, Vec::new()),
+            Err(error) => return Err(error),
+        };
+        for name in unused {
+            store.objects().take_back(name).await?;
+        }
+        Ok(drawn.unwrap_or((layout, own)))
+    }
+
+    /// Whether a layout gives the image.
+    async fn reads_back(&self, image: ImageId, layout: &Layout) -> Result<bool, UploadError> {
+        let draft = match self.store.assemble(image, layout).await {
+            Err(StoreError::Damaged { name, what }) => {
+                tracing::warn!(%image, %name, what, "blocks are stored as they came, not after older ones");
+                return Ok(false);
+            }
+            draft => draft?,
+        };
+        let (folder, geometry) = (self.folder.clone(), layout.geometry());
+        let got = blocking(move || draft.id(geometry).map_err(StoreError::io("read back the image in", &folder)));
+        Ok(got.await? == Some(image))
+    }
+
     /// Lets later uploads find this image's blocks.
     async fn learn(
         &self,
-        layout: Arc<crate::store::layout::Layout>,
+        layout: Arc<Layout>,
         made: Vec<goldsync_proto::digest::Digest>,
         blocks: Bytes,
     ) -> Result<(), StoreError> {
@@ -503,7 +585,7 @@ fn draw(
     own: Own,
     parts: &[Part],
     known: &Arc<Known>,
-) -> Result<(crate::store::layout::Layout, Own), UploadError> {
+) -> Result<(Layout, Own), UploadError> {
     let hashes = BlockHashes::new(section);
     let received = Received::of(parts, hashes);
     let layout = lay_out(geometry, hashes, &own, &received, known)?;

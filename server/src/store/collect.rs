@@ -172,7 +172,7 @@ mod tests {
         let first = noise(600, 1);
         let second = [&first[..300 * BLOCK], &noise(9, 2), &first[300 * BLOCK..]].concat();
         let third = [&second[..], &noise(1100, 3)].concat();
-        let mut fourth = [&third[..600 * BLOCK], &noise(2, 4)].concat();
+        let mut fourth = [&third[..305 * BLOCK], &noise(2, 4)].concat();
         fourth[77] ^= 1;
         vec![first, second, third, fourth]
     }

@@ -43,6 +43,7 @@ pub(crate) use objects::older;
 pub use objects::{Objects, Swept};
 pub use reader::Blocks;
 pub(crate) use reader::pieces;
+pub(crate) use whole::Draft;
 pub use whole::Whole;
 
 use files::blocking;

@@ -89,13 +89,26 @@ impl Objects {
 
     /// Stores the bytes of `parts`, one after the other, as one object.
     pub async fn put_parts(&self, parts: Vec<Bytes>) -> Result<Section, StoreError> {
+        Ok(self.put_new(parts).await?.0)
+    }
+
+    /// The same, and whether there was no such object before.
+    pub(crate) async fn put_new(&self, parts: Vec<Bytes>) -> Result<(Section, bool), StoreError> {
         #[cfg(test)]
         self.broken()?;
         let (section, parts) = blocking(move || Ok::<_, StoreError>((section_of(&parts), parts))).await?;
         let before = self.length_if_any(section.name).await?;
         self.backend.put(&place(section.name), PutPayload::from_iter(parts)).await?;
         self.count(section.length, before);
-        Ok(section)
+        Ok((section, before == 0))
+    }
+
+    /// Takes back an object that nothing names yet.
+    pub(crate) async fn take_back(&self, name: Digest) -> Result<(), StoreError> {
+        let length = self.len_plain(name).await?.unwrap_or(0);
+        self.backend.delete(&place(name)).await?;
+        self.stored.fetch_sub(length, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Stores a file's bytes, in bounded memory.

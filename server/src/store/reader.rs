@@ -94,8 +94,18 @@ impl Store {
     }
 
     /// The bytes of runs of blocks inside the image, joined.
-    pub(crate) async fn gather(&self, image: ImageId, layout: &Layout, runs: &[Run]) -> Result<Vec<u8>, StoreError> {
-        if let Some(whole) = self.wholes.proven(image) {
+    pub(crate) async fn gather(
+        self: &Arc<Self>,
+        image: ImageId,
+        layout: &Layout,
+        runs: &[Run],
+    ) -> Result<Vec<u8>, StoreError> {
+        // Frames with prefixes may need most of the image unpacked: then all of it, once, for all who come after.
+        let whole = match self.wholes.proven(image) {
+            None if needs_prefixes(layout, runs) => Some(self.materialise(image).await?),
+            whole => whole,
+        };
+        if let Some(whole) = whole {
             let runs = runs.to_vec();
             return blocking(move || {
                 let mut raw = Vec::new();
@@ -120,6 +130,13 @@ impl Store {
         }
         Ok(raw)
     }
+}
+
+fn needs_prefixes(layout: &Layout, runs: &[Run]) -> bool {
+    runs.iter().flat_map(|(first, count)| layout.cover(*first, *count)).any(|extent| match extent.place {
+        Place::Stored { frame, .. } => layout.level(frame) > 0,
+        Place::Zero => false,
+    })
 }
 
 /// Literal frames, each with what came before it as its prefix.
