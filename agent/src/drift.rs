@@ -15,7 +15,7 @@ use goldsync_proto::wire::{Outcome, Phase};
 
 use crate::fetch;
 use crate::job::{JobError, on_threads};
-use crate::slot::{SlotName, Source};
+use crate::slot::{SlotName, Source, with_room};
 use crate::stage::StageError;
 use crate::update::{self, Context, Event, UpdateError};
 use crate::verify::{RegionHash, hash_regions};
@@ -85,14 +85,7 @@ async fn blocking<T: Send + 'static>(
 async fn hash(ctx: &Context, slot: SlotName, geometry: Geometry) -> Result<(ImageId, Vec<RegionHash>), UpdateError> {
     let source = Source::open(slot, ctx.config.slots.path(slot))?;
     let (threads, stop) = (ctx.config.limits.threads, ctx.stop.clone());
-    blocking(move || hash_regions(threads, &stop, geometry, |at, bytes| Ok(source.read_at(at, bytes)?))).await
-}
-
-fn read(source: &Source, geometry: Geometry, region: u32) -> Result<Vec<u8>, JobError> {
-    let range = geometry.region_bytes(region);
-    let mut bytes = vec![0; (range.end - range.start) as usize];
-    source.read_at(range.start, &mut bytes).map_err(StageError::from)?;
-    Ok(bytes)
+    blocking(move || hash_regions(threads, &stop, geometry, |at, bytes| Ok(source.read_medium(at, bytes)?))).await
 }
 
 /// Which blocks differ: by the hashes kept here, or by the signed sections of the release.
@@ -140,13 +133,16 @@ async fn differing(
         let found = Mutex::new(Vec::new());
         on_threads(threads, &stop, regions.len() as u32, |at| {
             let Some(region) = regions.get(at as usize) else { return Ok(()) };
-            let bytes = read(&source, geometry, *region)?;
-            for (block, bytes) in geometry.region_blocks(*region).zip(bytes.chunks_exact(BLOCK as usize)) {
-                if golden(block) != Some(block_hash(bytes)) {
-                    found.lock().unwrap_or_else(PoisonError::into_inner).push(block);
+            let range = geometry.region_bytes(*region);
+            with_room((range.end - range.start) as usize, |bytes| {
+                source.read_medium(range.start, bytes).map_err(StageError::from)?;
+                for (block, bytes) in geometry.region_blocks(*region).zip(bytes.chunks_exact(BLOCK as usize)) {
+                    if golden(block) != Some(block_hash(bytes)) {
+                        found.lock().unwrap_or_else(PoisonError::into_inner).push(block);
+                    }
                 }
-            }
-            Ok(())
+                Ok(())
+            })
         })?;
         let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
         found.sort_unstable();

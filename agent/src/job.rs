@@ -10,12 +10,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use goldsync_proto::block::Geometry;
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::release::Manifest;
+use goldsync_proto::wire::Prefer;
 use tokio_util::sync::CancellationToken;
 
 use crate::fetch::FetchError;
 use crate::journal::{Blocks, JournalError};
 use crate::link::{Link, LinkError};
 use crate::stage::{Stage, StageError};
+use crate::verify::RegionHash;
 
 /// What the active slot is believed to hold.
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub struct Base {
     pub image: ImageId,
     /// Its block hashes, if this node keeps them.
     pub blocks: Option<Blocks>,
+    /// The hashes of its regions, if it was hashed to find out what it is; else empty.
+    pub regions: Vec<RegionHash>,
 }
 
 /// A standby slot on its way to being golden.
@@ -45,6 +49,8 @@ pub struct Job {
     pub threads: usize,
     /// Bytes of unmatched local data that the rolling scan may search.
     pub scan_budget: u64,
+    /// What packs should spare.
+    pub prefer: Prefer,
     /// The folder for sections that may be asked for again after an interruption.
     pub cache: PathBuf,
 }

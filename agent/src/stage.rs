@@ -12,13 +12,13 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use goldsync_proto::block::{Geometry, byte_of, runs_of};
+use goldsync_proto::block::{Geometry, Run, byte_of, runs_of};
 use goldsync_proto::limits::{BLOCK, REGION};
 use goldsync_proto::signature::{block_hash, zero_hash};
 
 use crate::journal::Blocks;
 use crate::scratch::Words;
-use crate::slot::{Advice, Kind, SlotError, Source, Standby};
+use crate::slot::{Advice, Kind, SlotError, Source, Standby, with_room};
 
 /// Bytes written before they are synced: what a power cut can cost, and what the kernel has to write out at the end.
 const SYNC_EVERY: u64 = 32 << 20;
@@ -63,13 +63,24 @@ pub struct Stage {
     pub geometry: Geometry,
     /// The golden image's block hashes, as far as they are known by now; zero is not known.
     pub golden: Words,
-    /// What the standby slot was proven to hold before this run, if it was.
-    before: Option<Blocks>,
+    /// What the standby slot held when this run began.
+    before: Before,
     /// Bytes that the standby slot had when this run began: beyond them there is nothing to compare with.
     old_len: u64,
     /// Blocks written, skipped, repaired.
     pub tally: Tally,
     unsynced: AtomicU64,
+}
+
+/// What the standby slot holds when staging begins.
+#[derive(Debug)]
+pub enum Before {
+    /// Nothing that is known: it is compared with before it is written.
+    Unknown,
+    /// An image that it was proven to hold, by its block hashes.
+    Proven(Blocks),
+    /// The active slot's bytes, shared with it.
+    Cloned,
 }
 
 /// Counts, for the account.
@@ -96,7 +107,7 @@ impl Stage {
         standby: Standby,
         active: Option<Source>,
         geometry: Geometry,
-        before: Option<Blocks>,
+        before: Before,
         state: &Path,
     ) -> Result<Self, StageError> {
         let blocks = geometry.blocks();
@@ -106,9 +117,14 @@ impl Stage {
         Ok(Self { standby, active, geometry, golden, before, old_len, tally: Tally::default(), unsynced: 0.into() })
     }
 
-    /// Whether nothing was in the standby slot when this run began.
-    pub fn fresh(&self) -> bool {
-        self.old_len == 0
+    /// Whether the standby slot may hold golden blocks that the active slot does not.
+    pub fn has_own(&self) -> bool {
+        self.old_len > 0 && !self.cloned()
+    }
+
+    /// Whether the standby slot began as a clone of the active one.
+    pub fn cloned(&self) -> bool {
+        matches!(self.before, Before::Cloned)
     }
 
     /// Remembers the golden hash of block `index`.
@@ -143,16 +159,18 @@ impl Stage {
         if let Some(base) = base.filter(|_| from.is_multiple_of(BLOCK)) {
             (0..count).for_each(|at| self.learn(first + at, base.get(from_block + at).unwrap_or(0)));
         }
-        if self.held_before(first, count) {
+        let in_place = self.cloned() && from == byte_of(first) && byte_of(first + count) <= self.old_len;
+        if in_place || self.held_before(first, count) {
             self.tally.skipped.fetch_add(u64::from(count), Ordering::Relaxed);
             return Ok(());
         }
-        let mut bytes = vec![0; byte_of(count) as usize];
-        self.read_active(from, &mut bytes)?;
-        if base.is_none() || !from.is_multiple_of(BLOCK) {
-            return self.put(first, &bytes);
-        }
-        self.write_unequal(first, &bytes)
+        with_room(byte_of(count) as usize, |bytes| {
+            self.read_active(from, bytes)?;
+            if base.is_none() || !from.is_multiple_of(BLOCK) {
+                return self.put(first, bytes);
+            }
+            self.write_unequal(first, bytes)
+        })
     }
 
     /// Moves `count` blocks from byte `from` of the standby slot's own old content down to block `first`. `from` is not
@@ -161,9 +179,10 @@ impl Stage {
         let mut at = 0;
         while at < count {
             let step = (count - at).min(CHUNK_BLOCKS);
-            let mut bytes = vec![0; byte_of(step) as usize];
-            self.standby.read_at(from + byte_of(at), &mut bytes)?;
-            self.put(first + at, &bytes)?;
+            with_room(byte_of(step) as usize, |bytes| {
+                self.standby.read_at(from + byte_of(at), bytes)?;
+                self.put(first + at, bytes)
+            })?;
             at += step;
         }
         Ok(())
@@ -205,40 +224,76 @@ impl Stage {
             self.tally.skipped.fetch_add(u64::from(count), Ordering::Relaxed);
             return Ok(());
         }
-        let old = self.read_standby(first, count)?;
-        let blocks = (0_u32..).zip(old.chunks_exact(BLOCK as usize));
-        let unequal = blocks.filter(|(_, block)| block.iter().any(|byte| *byte != 0)).map(|(index, _)| index);
-        let mut written = 0;
-        for (index, count) in runs_of(unequal) {
-            self.standby.zero_at(byte_of(first + index), byte_of(count))?;
-            written += u64::from(count);
-        }
-        self.tally.skipped.fetch_add(u64::from(count) - written, Ordering::Relaxed);
-        self.wrote(written)
+        let unequal = self.with_standby(first, count, |old| {
+            let blocks = (0_u32..).zip(old.chunks_exact(BLOCK as usize));
+            Ok::<_, StageError>(runs_of(
+                blocks.filter(|(_, block)| block.iter().any(|byte| *byte != 0)).map(|(index, _)| index),
+            ))
+        })?;
+        let zero = |index, count| self.standby.zero_at(byte_of(first + index), byte_of(count));
+        self.change(count, unequal, zero)
     }
 
     /// Whether the standby slot was proven to hold all these golden blocks before this run, with no need to read it.
     pub fn held_before(&self, first: u32, count: u32) -> bool {
-        let Some(before) = &self.before else { return false };
+        let Before::Proven(before) = &self.before else { return false };
         let held = |index| before.get(index).is_some_and(|hash| hash != 0 && hash == self.golden.get(index));
         byte_of(first + count) <= self.old_len && (first..first + count).all(held)
     }
 
-    /// Reads golden blocks back from the standby slot.
-    pub fn read_standby(&self, first: u32, count: u32) -> Result<Vec<u8>, StageError> {
-        let mut bytes = vec![0; byte_of(count) as usize];
-        self.standby.read_at(byte_of(first), &mut bytes)?;
-        Ok(bytes)
+    /// Shows blocks of the standby slot, as they are now, to `look`.
+    pub fn with_standby<T, E: From<StageError>>(
+        &self,
+        first: u32,
+        count: u32,
+        look: impl FnOnce(&[u8]) -> Result<T, E>,
+    ) -> Result<T, E> {
+        with_room(byte_of(count) as usize, |bytes| {
+            self.standby.read_at(byte_of(first), bytes).map_err(StageError::from)?;
+            look(bytes)
+        })
+    }
+
+    /// The same for blocks of the active slot.
+    pub fn with_active<T, E: From<StageError>>(
+        &self,
+        first: u32,
+        count: u32,
+        look: impl FnOnce(&[u8]) -> Result<T, E>,
+    ) -> Result<T, E> {
+        with_room(byte_of(count) as usize, |bytes| {
+            self.read_active(byte_of(first), bytes)?;
+            look(bytes)
+        })
     }
 
     fn write_unequal(&self, first: u32, bytes: &[u8]) -> Result<(), StageError> {
         let count = (bytes.len() as u64 / BLOCK) as u32;
-        let old = if byte_of(first) >= self.old_len { Vec::new() } else { self.read_standby(first, count)? };
+        // What is written over a clone is what the plan found to be different there.
+        let unequal = if byte_of(first) >= self.old_len || self.cloned() {
+            vec![(0, count)]
+        } else {
+            self.with_standby(first, count, |old| {
+                let pairs = (0_u32..).zip(old.chunks_exact(BLOCK as usize).zip(bytes.chunks_exact(BLOCK as usize)));
+                Ok::<_, StageError>(runs_of(pairs.filter(|(_, (old, new))| old != new).map(|(index, _)| index)))
+            })?
+        };
         let span = |index: u32, count: u32| byte_of(index) as usize..byte_of(index + count) as usize;
-        let unequal = (0..count).filter(|index| old.get(span(*index, 1)) != bytes.get(span(*index, 1)));
+        let write =
+            |index, count| self.standby.write_at(byte_of(first + index), bytes.get(span(index, count)).unwrap_or(&[]));
+        self.change(count, unequal, write)
+    }
+
+    /// Applies `write` to what is unequal of `count` blocks, and counts both kinds.
+    fn change(
+        &self,
+        count: u32,
+        unequal: Vec<Run>,
+        write: impl Fn(u32, u32) -> Result<(), SlotError>,
+    ) -> Result<(), StageError> {
         let mut written = 0;
-        for (index, count) in runs_of(unequal) {
-            self.standby.write_at(byte_of(first + index), bytes.get(span(index, count)).unwrap_or(&[]))?;
+        for (index, count) in unequal {
+            write(index, count)?;
             written += u64::from(count);
         }
         self.tally.skipped.fetch_add(u64::from(count) - written, Ordering::Relaxed);
@@ -296,7 +351,7 @@ mod tests {
             let (name, b) = (SlotName::B, path("b"));
             let wanted = Wanted { name, path: &b, image: geometry, limit: None, active: Some(&active) };
             let standby = Standby::open(&wanted).unwrap();
-            let before = before.map(|letters| self.kept(SlotName::B, letters));
+            let before = before.map_or(Before::Unknown, |letters| Before::Proven(self.kept(SlotName::B, letters)));
             Stage::new(standby, Some(active), geometry, before, self.folder.path()).unwrap()
         }
 
@@ -359,6 +414,18 @@ mod tests {
         std::fs::write(bench.folder.path().join("b"), blocks("abXd")).unwrap();
         stage.copy(0, 0, 4, Some(&base)).unwrap();
         assert_eq!((counts(&stage), bench.standby()), ((0, 4), blocks("abXd")));
+    }
+
+    #[test]
+    fn over_a_clone_only_what_differs_is_written() {
+        let bench = Bench::new("abcd", "abcd");
+        let stage = Stage { before: Before::Cloned, ..bench.stage(5, None) };
+        assert!(!stage.has_own());
+        stage.copy(0, 0, 2, None).unwrap();
+        stage.copy(2, byte_of(3), 1, None).unwrap();
+        stage.put(3, &blocks("x")).unwrap();
+        stage.zero(4, 1).unwrap();
+        assert_eq!((counts(&stage), bench.standby()), ((2, 3), blocks("abdx0")));
     }
 
     #[test]

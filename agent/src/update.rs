@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use goldsync_proto::block::{Geometry, runs_of};
+use goldsync_proto::block::{Geometry, byte_of, runs_of};
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::limits::{BLOCK, TRUST_BYTES_MAX, TRUST_FILE_MAX, TRUST_FILES_MAX};
 use goldsync_proto::plan::{Plan, Source as From, Step};
@@ -25,14 +25,14 @@ use crate::boot::{Activation, ActivationError};
 use crate::config::Config;
 use crate::fetch;
 use crate::job::{Base, Job, JobError};
-use crate::journal::{Journal, JournalError, Proven, RunLock};
+use crate::journal::{Journal, JournalError, Proven, RunLock, SlotRecord};
 use crate::link::{Link, LinkError, Wire};
 use crate::plan;
 use crate::slot::{SlotError, SlotName, Source, Standby, Wanted};
-use crate::stage::{Stage, StageError};
+use crate::stage::{Before, Stage, StageError};
 use crate::swap::{Swap, SwapError};
 use crate::trust::{Trust, TrustError};
-use crate::verify;
+use crate::verify::{self, RegionHash};
 
 /// Rounds of asking for signed metadata: roles, then the pointer, then its manifest; one more for a move in between.
 const TRUST_ROUNDS: usize = 4;
@@ -300,7 +300,8 @@ pub async fn forecast(ctx: &Context, check: &Check) -> Result<Option<Forecast>, 
     if check.verdict != Verdict::Update || (base.is_none() && check.active.is_some()) {
         return Ok(None);
     }
-    let pair = plan::Pair { base, target: check.target.image, geometry: acceptable(&check.target)? };
+    let (target, geometry) = (check.target.image, acceptable(&check.target)?);
+    let pair = plan::Pair { base, target, geometry, prefer: ctx.config.limits.prefer };
     let plan = plan::fetch_plan(ctx.link()?.as_ref(), &ctx.stop, pair, FORECAST_PATIENCE).await?;
     Ok(plan.map(|(plan, length)| Forecast {
         path: if base.is_some() { "pack" } else { "cold" },
@@ -455,7 +456,7 @@ async fn still_proven(ctx: &Context, slot: SlotName) -> Result<Result<(), ImageI
     ctx.tell(Event::Phase(Phase::Verify));
     let Some(proven) = ctx.proven(slot)? else { return Ok(Err(ImageId::of(b""))) };
     let source = Source::open(slot, ctx.config.slots.path(slot))?;
-    let got = hash_slot(ctx, source, proven.size).await?.unwrap_or(ImageId::of(b""));
+    let got = hash_slot(ctx, &Arc::new(source), proven.size).await?.map_or(ImageId::of(b""), |(id, _)| id);
     if got == proven.image {
         return Ok(Ok(()));
     }
@@ -464,13 +465,16 @@ async fn still_proven(ctx: &Context, slot: SlotName) -> Result<Result<(), ImageI
     Ok(Err(got))
 }
 
-/// The image id of a slot's first `size` bytes; `None` if it has fewer.
-async fn hash_slot(ctx: &Context, source: Source, size: u64) -> Result<Option<ImageId>, UpdateError> {
+/// The image id of a slot's first `size` bytes, and their regions' hashes; `None` if it has fewer.
+async fn hash_slot(
+    ctx: &Context,
+    source: &Arc<Source>,
+    size: u64,
+) -> Result<Option<(ImageId, Vec<RegionHash>)>, UpdateError> {
     let Some(geometry) = Geometry::new(size).ok().filter(|_| source.len() >= size) else { return Ok(None) };
-    let (threads, stop) = (ctx.config.limits.threads, ctx.stop.clone());
+    let (threads, stop, source) = (ctx.config.limits.threads, ctx.stop.clone(), source.clone());
     let hash = move || {
-        verify::hash_regions(threads, &stop, geometry, |at, bytes| Ok(source.read_at(at, bytes)?))
-            .map(|(id, _)| Some(id))
+        verify::hash_regions(threads, &stop, geometry, |at, bytes| Ok(source.read_medium(at, bytes)?)).map(Some)
     };
     let hashed = tokio::task::spawn_blocking(hash).await;
     Ok(hashed.map_err(|error| JobError::Worker(error.to_string()))??)
@@ -555,17 +559,18 @@ async fn base(ctx: &Context, target: &Manifest) -> Result<Option<Base>, UpdateEr
     if let Some(proven) = ctx.proven(active)? {
         // Hashes that are damaged are only lost: the base is then believed without them, and the proof decides.
         let blocks = ctx.journal.blocks(active, proven.image).unwrap_or(None);
-        return Ok(Some(Base { image: proven.image, blocks }));
+        return Ok(Some(Base { image: proven.image, blocks, regions: Vec::new() }));
     }
-    let source = Source::open(active, ctx.config.slots.path(active))?;
-    if hash_slot(ctx, Source::open(active, ctx.config.slots.path(active))?, target.size).await? == Some(target.image) {
+    let source = Arc::new(Source::open(active, ctx.config.slots.path(active))?);
+    let found = hash_slot(ctx, &source, target.size).await?;
+    if found.as_ref().is_some_and(|(image, _)| *image == target.image) {
         ctx.journal.set_proven(active, target.image, &target.release, target.size)?;
-        return Ok(Some(Base { image: target.image, blocks: None }));
+        return Ok(Some(Base { image: target.image, blocks: None, regions: Vec::new() }));
     }
     // A file is as long as its image; of a device only its record could tell.
     let len = if source.kind() == crate::slot::Kind::File { source.len() } else { 0 };
-    let image = hash_slot(ctx, source, len).await?;
-    Ok(image.map(|image| Base { image, blocks: None }))
+    let found = if len == target.size { found } else { hash_slot(ctx, &source, len).await? };
+    Ok(found.map(|(image, regions)| Base { image, blocks: None, regions }))
 }
 
 fn open_job(ctx: &Context, target: &Manifest, geometry: Geometry, base: Option<Base>) -> Result<Arc<Job>, UpdateError> {
@@ -579,12 +584,12 @@ fn open_job(ctx: &Context, target: &Manifest, geometry: Geometry, base: Option<B
         limit: ctx.config.slots.size,
         active: active.as_ref(),
     })?;
-    let before = record.proven().and_then(|proven| ctx.journal.blocks(name, proven.image).unwrap_or(None));
     let cache = ctx.journal.state().join("cache");
     let made = std::fs::create_dir_all(&cache);
     made.map_err(|error| StageError::Scratch { blocks: geometry.blocks(), error })?;
     // Durable before the first byte: from here on nobody may believe the slot.
     ctx.journal.set_staging(name, target.image, &target.release)?;
+    let before = before(ctx, &record, &standby, active.as_ref(), target);
     let stage = Stage::new(standby, active, geometry, before, &cache)?;
     Ok(Arc::new(Job {
         stage,
@@ -595,8 +600,20 @@ fn open_job(ctx: &Context, target: &Manifest, geometry: Geometry, base: Option<B
         stop: ctx.stop.clone(),
         threads: ctx.config.limits.threads.max(1),
         scan_budget: ctx.config.limits.scan_budget,
+        prefer: ctx.config.limits.prefer,
         cache,
     }))
+}
+
+/// What the standby slot begins with. A clone of the active slot, where it costs nothing: then only what changes is written.
+/// Not over what an interrupted run staged.
+fn before(ctx: &Context, record: &SlotRecord, standby: &Standby, active: Option<&Source>, target: &Manifest) -> Before {
+    let resumes = matches!(record, SlotRecord::Staging(staging) if staging.image == target.image);
+    if !resumes && active.is_some_and(|active| standby.clone_of(active)) {
+        return Before::Cloned;
+    }
+    let proven = record.proven().and_then(|proven| ctx.journal.blocks(standby.name(), proven.image).unwrap_or(None));
+    proven.map_or(Before::Unknown, Before::Proven)
 }
 
 /// Tells progress while `work` goes on.
@@ -630,7 +647,7 @@ async fn make(ctx: &Context, job: &Arc<Job>) -> Result<&'static str, JobError> {
         carry_out(ctx, job, plan).await?;
         return Ok("pack");
     }
-    if (job.stage.active.is_some() || !job.stage.fresh()) && by_signature(ctx, job).await? {
+    if (job.stage.active.is_some() || job.stage.has_own()) && by_signature(ctx, job).await? {
         return Ok("signature");
     }
     match plan::from_server(job, None).await? {
@@ -692,10 +709,17 @@ fn with_followers(followers: Vec<(u32, u32)>) -> impl Fn(&Job, u32, &[u8]) -> Re
 }
 
 fn check_space(job: &Job, plan: &Plan) -> Result<(), JobError> {
-    let zeros: u64 =
-        plan.steps.iter().filter(|step| matches!(step, Step::Zero { .. })).map(|s| u64::from(s.count())).sum();
-    let data = job.geometry.size() - zeros * BLOCK;
-    Ok(job.stage.standby.check_space(data).map_err(StageError::from)?)
+    let cloned = job.stage.cloned();
+    let takes_room = |(first, step): &(u32, Step)| match step {
+        Step::Zero { .. } => false,
+        Step::Copy { source: From::Active, from, .. } => !cloned || from != first,
+        _ => true,
+    };
+    let data = plan.placed().filter(takes_room).map(|(_, step)| byte_of(step.count())).sum();
+    let standby = &job.stage.standby;
+    // What a clone holds is shared: it is not room that could be written over.
+    let checked = if cloned { standby.check_free(data) } else { standby.check_space(data) };
+    Ok(checked.map_err(StageError::from)?)
 }
 
 /// Reads back, mends, and makes the proof durable.

@@ -11,7 +11,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use goldsync_proto::block::{Geometry, byte_of, runs_of};
+use goldsync_proto::block::{Geometry, runs_of};
 use goldsync_proto::digest::{DIGEST_LEN, ImageId};
 use goldsync_proto::image::{id_of_regions, region_hash};
 use goldsync_proto::limits::BLOCK;
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::fetch;
 use crate::job::{Job, JobError, on_threads};
 use crate::plan;
+use crate::slot::with_room;
 use crate::stage::StageError;
 
 /// How often wrong blocks are fetched before the disk, the memory or the server is blamed.
@@ -48,7 +49,7 @@ pub async fn prove(job: &Arc<Job>) -> Result<(), JobError> {
 fn read_back(job: &Arc<Job>) -> Result<(ImageId, Vec<RegionHash>), JobError> {
     job.stage.settle()?;
     let stage = &job.stage;
-    hash_regions(job.threads, &job.stop, job.geometry, |at, bytes| Ok(stage.standby.read_at(at, bytes)?))
+    hash_regions(job.threads, &job.stop, job.geometry, |at, bytes| Ok(stage.standby.read_medium(at, bytes)?))
 }
 
 /// The region hashes of anything that can be read, and the image id that they give.
@@ -60,9 +61,10 @@ pub fn hash_regions(
 ) -> Result<(ImageId, Vec<RegionHash>), JobError> {
     let regions = on_threads(threads, stop, geometry.regions(), |region| {
         let range = geometry.region_bytes(region);
-        let mut bytes = vec![0; (range.end - range.start) as usize];
-        read(range.start, &mut bytes)?;
-        Ok(region_hash(geometry, region, &bytes))
+        with_room((range.end - range.start) as usize, |bytes| {
+            read(range.start, bytes)?;
+            Ok(region_hash(geometry, region, bytes))
+        })
     })?;
     // The list is as long as the image has regions, so that there is always an id.
     let id = id_of_regions(geometry, &regions).ok_or_else(|| JobError::Worker("a region was not hashed".into()))?;
@@ -91,14 +93,15 @@ fn wrong_blocks(job: &Arc<Job>, regions: std::ops::Range<u32>) -> Result<Vec<u32
     let wrong = Mutex::new(Vec::new());
     job.on_threads(regions.end - regions.start, |at| {
         let blocks = job.geometry.region_blocks(regions.start + at);
-        let bytes = job.stage.read_standby(blocks.start, blocks.end - blocks.start)?;
-        for (index, block) in blocks.zip(bytes.chunks_exact(BLOCK as usize)) {
-            let golden = job.stage.golden.get(index);
-            if golden != 0 && golden != block_hash(block) {
-                wrong.lock().unwrap_or_else(PoisonError::into_inner).push(index);
+        job.stage.with_standby(blocks.start, blocks.end - blocks.start, |bytes| {
+            for (index, block) in blocks.zip(bytes.chunks_exact(BLOCK as usize)) {
+                let golden = job.stage.golden.get(index);
+                if golden != 0 && golden != block_hash(block) {
+                    wrong.lock().unwrap_or_else(PoisonError::into_inner).push(index);
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     })?;
     let mut wrong = wrong.into_inner().unwrap_or_else(PoisonError::into_inner);
     wrong.sort_unstable();
@@ -110,10 +113,11 @@ pub fn learn_rest(job: &Arc<Job>) -> Result<(), JobError> {
     job.on_threads(job.geometry.regions(), |region| {
         let unknown = job.geometry.region_blocks(region).filter(|block| job.stage.golden.get(*block) == 0);
         for (first, count) in runs_of(unknown) {
-            let mut bytes = vec![0; byte_of(count) as usize];
-            job.stage.standby.read_at(byte_of(first), &mut bytes).map_err(StageError::from)?;
-            let pairs = (first..).zip(bytes.chunks_exact(BLOCK as usize));
-            pairs.for_each(|(index, block)| job.stage.learn(index, block_hash(block)));
+            job.stage.with_standby(first, count, |bytes| {
+                let pairs = (first..).zip(bytes.chunks_exact(BLOCK as usize));
+                pairs.for_each(|(index, block)| job.stage.learn(index, block_hash(block)));
+                Ok::<_, JobError>(())
+            })?;
         }
         Ok(())
     })

@@ -10,7 +10,7 @@ use goldsync_proto::plan::{Plan, PlanError, Step};
 use goldsync_proto::signature::{BlockHashes, sign_blocks};
 use libfuzzer_sys::fuzz_target;
 
-const EFFORT: Effort = Effort { level: 1, pack: 4 * BLOCK as usize, prefix: 1 << 16 };
+const EFFORT: Effort = Effort { level: 1, pack: 4 * BLOCK as usize, prefix: 1 << 16, ..Effort::THOROUGH };
 
 fuzz_target!(|input: &[u8]| {
     let Some((&seed, script)) = input.split_first() else { return };

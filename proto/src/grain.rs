@@ -30,6 +30,14 @@ pub struct GrainHash {
 /// The shortest and the longest hash that may be asked for, in bytes.
 pub const WIDTHS: std::ops::RangeInclusive<u8> = 4..=8;
 
+/// Above this many bytes of local image five bytes of hash would mislead too often.
+const NARROW_MAX: u64 = 512 << 20;
+
+/// How wide the hashes should be for a search of `local` bytes.
+pub fn width_for(local: u64) -> u8 {
+    if local > NARROW_MAX { 6 } else { 5 }
+}
+
 impl GrainHash {
     /// Hashes of `width` bytes under the node's `seed`.
     pub fn new(seed: u32, width: u8) -> Result<Self, CodecError> {

@@ -14,11 +14,12 @@ use std::collections::HashMap;
 use crate::block::{Geometry, Run};
 use crate::digest::{Digest, ImageId};
 use crate::limits::{BLOCK, PACK_RAW_MAX, PLAN_PACKS_MAX, PLAN_RUNS_MAX, PLAN_STEPS_MAX, PREFIX_MAX, PREFIX_RUNS_MAX};
-use crate::pack::{self, hash16};
+use crate::pack::{self, Codec, delta, hash16};
 use crate::plan::{Pack, Plan, PlanError, Source, Step, fits};
 use crate::scan::aligned::BlockIndex;
 use crate::signature::{BlockHashes, zero_hash};
 
+mod search;
 mod votes;
 
 pub use votes::Votes;
@@ -41,15 +42,23 @@ pub struct Image<'a> {
 pub struct Effort {
     /// zstd's level.
     pub level: i32,
+    /// Whether to try the codec `delta`, which costs ten times as much as zstd's level 9 and gives half.
+    pub delta: bool,
     /// Bytes of a pack before it is cut.
     pub pack: usize,
     /// Bytes of prefix a pack.
     pub prefix: usize,
+    /// Threads at most.
+    pub threads: usize,
 }
 
 impl Effort {
     /// A node is waiting.
-    pub const QUICK: Self = Self { level: 9, pack: PACK_RAW_MAX, prefix: PREFIX_MAX };
+    pub const QUICK: Self =
+        Self { level: 9, delta: false, pack: PACK_RAW_MAX, prefix: PREFIX_MAX, threads: usize::MAX };
+
+    /// Nobody is waiting, and there is other work to do.
+    pub const THOROUGH: Self = Self { delta: true, threads: 1, ..Self::QUICK };
 }
 
 /// Blocks that a plan's packs hold before they are cut early at a gap, and the gap in blocks.
@@ -68,7 +77,7 @@ pub fn pair<E: From<PlanError>>(
 ) -> Result<Plan, E> {
     let (steps, gathered) = match_blocks(base, target, effort)?;
     let effort = Effort { prefix: effort.prefix.min(prefix_each(gathered.len())), ..effort };
-    let votes = if gathered.is_empty() { Votes::default() } else { Votes::of(base.bytes) };
+    let votes = if gathered.is_empty() { Votes::default() } else { Votes::of(base.bytes, effort.threads) };
     let (mut packs, mut name, mut offset) = (Vec::with_capacity(gathered.len()), blake3::Hasher::new(), 0);
     for gathered in compress_all(base, target, effort, &votes, &gathered) {
         let (mut pack, wire) = gathered;
@@ -195,7 +204,7 @@ fn prefix_each(packs: usize) -> usize {
     PLAN_RUNS_MAX / packs.max(1) * SEGMENT_BLOCKS as usize * BLOCK as usize
 }
 
-/// Compresses on as many threads as there are cores, and hands the packs over in order.
+/// Compresses on as many threads as there are cores and may be used, and hands the packs over in order.
 fn compress_all<'a>(
     base: Image<'a>,
     target: Image<'a>,
@@ -203,7 +212,7 @@ fn compress_all<'a>(
     votes: &'a Votes,
     gathered: &'a [Gathered],
 ) -> impl Iterator<Item = (Pack, Vec<u8>)> + 'a {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(effort.threads).max(1);
     gathered.chunks(4 * threads).flat_map(move |batch| {
         std::thread::scope(|scope| {
             let workers: Vec<_> = (0..threads)
@@ -235,9 +244,9 @@ fn compress_one(
     let raw = gather_bytes(target.bytes, gathered.blocks.iter().map(|block| (*block, 1)));
     let runs = choose_prefix(base.geometry, &raw, gathered, votes, effort.prefix);
     let prefix = gather_bytes(base.bytes, runs.iter().copied());
-    let (codec, wire) = pack::compress(&raw, &prefix, effort.level);
+    let (codec, wire) = compress(&raw, &prefix, effort);
     // Bytes that no base helps with are not worth a prefix that might have drifted.
-    let prefix = if codec == pack::Codec::Raw { vec![] } else { runs };
+    let prefix = if codec == Codec::Raw { vec![] } else { runs };
     let pack = Pack {
         object: 0,
         offset: 0,
@@ -250,6 +259,24 @@ fn compress_one(
     };
     (pack, wire)
 }
+
+/// The smallest of what the effort allows.
+fn compress(raw: &[u8], prefix: &[u8], effort: Effort) -> (Codec, Vec<u8>) {
+    let (codec, wire) = pack::compress(raw, prefix, effort.level);
+    if !effort.delta {
+        return (codec, wire);
+    }
+    // Where the base helps little, most bytes are compressed already: near copies are rare, and the search for them is slow.
+    if wire.len() > raw.len() / 4 * 3 {
+        let (hard, harder) = pack::compress(raw, prefix, LEVEL_DENSE);
+        return if harder.len() < wire.len() { (hard, harder) } else { (codec, wire) };
+    }
+    let delta = delta::encode(raw, prefix, &search::pieces(raw, prefix));
+    if delta.len() < wire.len() { (Codec::Delta, delta) } else { (codec, wire) }
+}
+
+/// zstd's level for what the base hardly helps with.
+const LEVEL_DENSE: i32 = 19;
 
 /// The bytes of runs of blocks, joined. What lies outside counts as nothing.
 pub fn gather_bytes(bytes: &[u8], runs: impl IntoIterator<Item = Run>) -> Vec<u8> {
@@ -305,9 +332,13 @@ mod tests {
     }
 
     fn make(base: &[u8], target: &[u8]) -> (Plan, Vec<u8>) {
+        make_with(base, target, Effort::QUICK)
+    }
+
+    fn make_with(base: &[u8], target: &[u8], effort: Effort) -> (Plan, Vec<u8>) {
         let (base_hashes, target_hashes) = (sign_blocks(base), sign_blocks(target));
         let mut object = Vec::new();
-        let plan = pair(image(base, &base_hashes), image(target, &target_hashes), Effort::QUICK, |wire| {
+        let plan = pair(image(base, &base_hashes), image(target, &target_hashes), effort, |wire| {
             object.extend_from_slice(wire);
             Ok::<_, PlanError>(())
         });
@@ -363,6 +394,23 @@ mod tests {
     }
 
     #[test]
+    fn a_program_with_other_addresses_in_it_costs_less_with_more_effort() {
+        let base = noise(256, 1);
+        let mut target = base.clone();
+        // Every operand of a shifted part means something 0x40 further on.
+        for operand in target.chunks_exact_mut(4).skip(3).step_by(9) {
+            let word = u32::from_le_bytes([operand[0], operand[1], operand[2], operand[3]]);
+            operand.copy_from_slice(&word.wrapping_add(0x40).to_le_bytes());
+        }
+        let (quick, thorough) = (make(&base, &target), make_with(&base, &target, Effort::THOROUGH));
+        for (plan, object) in [&quick, &thorough] {
+            assert!(apply(plan, &base, object) == target);
+        }
+        assert!(thorough.0.packs.iter().all(|pack| pack.codec == Codec::Delta));
+        assert!(thorough.1.len() * 4 < quick.1.len(), "{} of {} bytes", thorough.1.len(), quick.1.len());
+    }
+
+    #[test]
     fn a_plan_too_large_for_a_node_is_given_up_before_anything_is_compressed() {
         // Every other block is new: a step each.
         let blocks = PLAN_STEPS_MAX + 2;
@@ -412,9 +460,11 @@ mod tests {
                 }
             }
             target.resize(target.len().next_multiple_of(4096).max(4096), 3);
-            let (plan, object) = make(&base, &target);
-            prop_assert_eq!(plan.check(), Ok(()));
-            prop_assert_eq!(apply(&plan, &base, &object), target);
+            for effort in [Effort::QUICK, Effort::THOROUGH] {
+                let (plan, object) = make_with(&base, &target, effort);
+                prop_assert_eq!(plan.check(), Ok(()));
+                prop_assert!(apply(&plan, &base, &object) == target);
+            }
         }
     }
 }

@@ -7,7 +7,7 @@
 //! |-------:|-----:|----------|-----------------------------------------------|
 //! |      0 |    4 | wire_len | 1 ..= raw_len                                 |
 //! |      4 |    4 | raw_len  | a multiple of 512, 512 ..= `PACK_RAW_MAX`     |
-//! |      8 |    1 | codec    | 0 raw, 1 zstd                                 |
+//! |      8 |    1 | codec    | 0 raw, 1 zstd, 2 delta                        |
 //! |      9 |      | bytes    | wire_len of them                              |
 //!
 //! Frames that answer one request are a [`Chain`]: each is compressed with the raw bytes before it, at most
@@ -23,6 +23,9 @@ use zstd::zstd_safe::{self, CCtx, CParameter, DCtx, DParameter, ResetDirective};
 use crate::codec::{CodecError, Reader};
 use crate::limits::{FRAME_PREFIX_MAX, GRAIN, PACK_RAW_MAX};
 
+mod bits;
+pub mod delta;
+
 /// How a pack's bytes are written. The seam for further codecs: a number here, an arm in [`decompress`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -31,6 +34,8 @@ pub enum Codec {
     Raw = 0,
     /// One zstd frame, its prefix referred to and not carried.
     Zstd = 1,
+    /// Copies out of the prefix, corrected: [`delta`].
+    Delta = 2,
 }
 
 impl Codec {
@@ -39,6 +44,7 @@ impl Codec {
         match number {
             0 => Ok(Self::Raw),
             1 => Ok(Self::Zstd),
+            2 => Ok(Self::Delta),
             other => Err(CodecError::Unknown { field: "codec", got: u64::from(other) }),
         }
     }
@@ -72,6 +78,9 @@ pub enum PackError {
     /// The decoder refused it.
     #[error("a pack does not decode: {0}")]
     Zstd(&'static str),
+    /// Nor did ours.
+    #[error("a pack does not decode: {0}")]
+    Delta(&'static str),
 }
 
 /// The first 16 bytes of BLAKE3: enough to refuse bytes that nobody can choose twice.
@@ -128,6 +137,7 @@ pub fn decompress(codec: Codec, wire: &[u8], raw_len: usize, prefix: &[u8]) -> R
         Codec::Raw if wire.len() == raw_len => Ok(wire.to_vec()),
         Codec::Raw => Err(PackError::Short { got: wire.len(), expected: raw_len }),
         Codec::Zstd => decompress_zstd(wire, raw_len, prefix),
+        Codec::Delta => delta::decode(wire, raw_len, prefix).map_err(PackError::Delta),
     }
 }
 
@@ -308,6 +318,7 @@ mod tests {
         fn any_bytes_end_in_blocks_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = read_frame(&bytes);
             let _ = decompress(Codec::Zstd, &bytes, 8192, b"prefix");
+            let _ = decompress(Codec::Delta, &bytes, 8192, b"prefix");
         }
 
         #[test]

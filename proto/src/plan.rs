@@ -192,6 +192,15 @@ pub enum PlanError {
 }
 
 impl Plan {
+    /// The steps, each with the first block of the target that it makes.
+    pub fn placed(&self) -> impl Iterator<Item = (u32, Step)> + '_ {
+        self.steps.iter().scan(0_u32, |next, step| {
+            let first = *next;
+            *next = first.saturating_add(step.count());
+            Some((first, *step))
+        })
+    }
+
     /// Holds the whole plan against its bounds. What passes can be carried out without asking again, but for the
     /// sources' lengths, which only the node knows.
     pub fn check(&self) -> Result<(), PlanError> {

@@ -33,6 +33,23 @@ pub const ALPN: &[u8] = b"goldsync/1";
 /// The protocol's name for a machine that has no certificate yet.
 pub const ALPN_ENROL: &[u8] = b"goldsync-enrol/1";
 
+/// What a node would rather spare: time to unpack, or bytes on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prefer {
+    /// Packs that unpack at a gigabyte a second.
+    #[default]
+    Time,
+    /// The smallest packs, which unpack at ten to twenty megabytes a second.
+    Bytes,
+}
+
+impl Prefer {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// What an agent asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case")]
@@ -83,6 +100,9 @@ pub enum Request {
         base: Option<ImageId>,
         /// The image wanted.
         target: ImageId,
+        /// Which of the server's plans for the pair, if it has both.
+        #[serde(default, skip_serializing_if = "Prefer::is_default")]
+        prefer: Prefer,
     },
     /// Blocks of an image. Body of the answer: literal frames, see `pack`.
     Blocks {
@@ -412,7 +432,7 @@ mod tests {
 
     #[test]
     fn a_message_reads_back_and_unknown_fields_are_ignored() {
-        let request = Request::Plan { base: None, target: ImageId::of(b"x") };
+        let request = Request::Plan { base: None, target: ImageId::of(b"x"), prefer: Prefer::Time };
         let bytes = frame(&request).unwrap();
         let (head, json) = bytes.split_first_chunk::<4>().unwrap();
         assert_eq!(frame_len(*head).unwrap(), json.len());

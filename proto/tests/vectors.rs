@@ -22,14 +22,15 @@ use goldsync_proto::block::Geometry;
 use goldsync_proto::digest::{Digest, ImageId};
 use goldsync_proto::grain::{GrainHash, read_masks, write_masks};
 use goldsync_proto::limits::BLOCK;
+use goldsync_proto::pack::delta::{self, Piece};
 use goldsync_proto::pack::{Codec, PackError, read_frame, write_frame};
 use goldsync_proto::plan::{Pack, Plan, Source, Step};
 use goldsync_proto::refusal::{Reason, Refusal};
 use goldsync_proto::release::Word;
 use goldsync_proto::signature::{Signature, read_subtrees};
 use goldsync_proto::wire::{
-    Account, Answer, FRAME_HEAD, Hello, NodeSays, Outcome, Phase, Progress, Report, Request, ServerSays, SlotReport,
-    TrustFile, frame, frame_len, unframe,
+    Account, Answer, FRAME_HEAD, Hello, NodeSays, Outcome, Phase, Prefer, Progress, Report, Request, ServerSays,
+    SlotReport, TrustFile, frame, frame_len, unframe,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -52,8 +53,9 @@ fn requests_are_written_and_read_as_the_vectors_say() {
             ("control", Request::Control { hello }),
             ("trust", Request::Trust { have, want: vec!["channel_production.json".into()] }),
             ("object", Request::Object { name: D.0, offset: 1 << 20, length: 65536 }),
-            ("plan", Request::Plan { base: Some(D), target: E }),
-            ("plan-cold", Request::Plan { base: None, target: E }),
+            ("plan", Request::Plan { base: Some(D), target: E, prefer: Prefer::Time }),
+            ("plan-small", Request::Plan { base: Some(D), target: E, prefer: Prefer::Bytes }),
+            ("plan-cold", Request::Plan { base: None, target: E, prefer: Prefer::Time }),
             ("blocks", Request::Blocks { image: E, runs: vec![(7, 3), (100, 1)] }),
             ("grain-hashes", Request::GrainHashes { image: E, seed: 7, width: 5, runs: vec![(7, 3), (100, 1)] }),
             ("grains", Request::Grains { image: E, runs: vec![(7, 3)], masks: 12 }),
@@ -128,6 +130,11 @@ fn literal_frames_are_read_as_the_vectors_say_and_bad_ones_refused() {
     let written = write_frame(&vectors["zstd-bytes"], 3);
     assert_eq!(written[4..9], vectors["zstd"][4..9]);
     assert_eq!(read_frame(&written).unwrap(), vectors["zstd-bytes"]);
+
+    // Our own codec has one encoding of given pieces, and every machine makes the same.
+    assert_eq!(read_frame(&vectors["delta"]).unwrap(), vectors["delta-bytes"]);
+    let pieces = [Piece { from: 0, copy: 0, fresh: 1 }, Piece { from: 0, copy: 4095, fresh: 0 }];
+    assert_eq!(delta::encode(&vectors["delta-bytes"], b"", &pieces), vectors["delta"][9..]);
 
     assert!(matches!(read_frame(&vectors["refused-codec"]), Err(PackError::Codec(_))));
     assert_eq!(read_frame(&vectors["refused-ragged"]), Err(PackError::Lengths { wire: 1, raw: 4097 }));

@@ -30,6 +30,7 @@ use crate::config::{Config, ConfigError};
 use crate::golden::Uploads;
 use crate::hub::Hub;
 use crate::init::{CONFIG_FILE, certificate_names, place};
+use crate::likely;
 use crate::orders::Orders;
 use crate::packs::{Packs, PacksOptions};
 use crate::recover::{RecoverError, recover};
@@ -239,7 +240,9 @@ async fn open(config: Config) -> Result<(Arc<Hub>, ServerCertificate), DaemonErr
     let catalog = Arc::new(Catalog::open(data).await?);
     let options = StoreOptions { grace: config.store.grace.0, ..StoreOptions::default() };
     let store = Store::open(data, options).await?;
-    let packs = Packs::open(store.clone(), PacksOptions::default()).await?;
+    let mut options = PacksOptions::default();
+    options.thorough = options.thorough.filter(|_| config.plans.thorough);
+    let packs = Packs::open(store.clone(), options).await?;
     let uploads = Uploads::open(store.clone()).await?;
     let roster = Roster::new(catalog.clone(), config.nodes.connections_per_node as usize);
     let hub = Arc::new(Hub {
@@ -259,6 +262,7 @@ async fn open(config: Config) -> Result<(Arc<Hub>, ServerCertificate), DaemonErr
     // would show operators less than nodes see.
     hub.trust.refresh().await?;
     recover(&hub).await?;
+    likely::prepare_promoted(&hub).await?;
     Ok((hub, certificate))
 }
 

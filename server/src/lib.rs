@@ -18,6 +18,7 @@ mod disk;
 pub mod golden;
 pub mod hub;
 pub mod init;
+pub mod likely;
 pub mod orders;
 pub mod packs;
 mod peer;

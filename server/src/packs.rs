@@ -5,13 +5,17 @@
 //!                            │ no
 //!                            ▼
 //!                        one job a pair, one at a time ──▶ packs ──▶ plan ──▶ proven ──▶ plans/<base>-<target>
-//!                            │ not done within 2 s
-//!                            ▼
-//!                        Making: ask again, or plan by the signature
+//!                            │ not done within 2 s                                           ▲ takes its place
+//!                            ▼                                                               │
+//!                        Making: ask again, or plan by the signature       thorough: made in the background, half as large
 //! ```
 //! However many nodes ask for a pair at once, one job makes it, and it goes on when they hang up. A plan exists when its
 //! small file does, which is written after its objects were synced: a kill at any point costs the work since, no more.
 //! A job that failed is not tried again for a minute, so that a fleet that asks does not keep the server busy failing.
+//!
+//! What a node waits for is made quickly; a plan that may serve a thousand nodes is worth more work, see [`thorough`]. A plan is
+//! an object named by its content, so that who began with the quick one goes on with it: its objects stay for as long as the
+//! store's sweep lets them.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -32,7 +36,8 @@ use tokio::sync::{Semaphore, watch};
 use crate::store::files::{blocking, list, prepare_folder, temporary, write_durable};
 use crate::store::{Store, StoreError, Whole, cold};
 
-mod prove;
+pub(crate) mod prove;
+mod thorough;
 
 const FORMAT: u32 = 1;
 
@@ -105,13 +110,34 @@ impl From<goldsync_proto::plan::PlanError> for PlanError {
     }
 }
 
+/// How much work went into a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Grade {
+    /// As much as a waiting node has time for.
+    Quick,
+    /// As much as pays. Plans from nothing have no better than theirs.
+    Thorough,
+}
+
+/// How far a plan is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The plan that is there, and all its bytes on the wire.
+    pub made: Option<(Grade, u64)>,
+    /// Whether it, or a better one, is being made or waits for its turn.
+    pub under_way: bool,
+}
+
 /// How plans are made.
 #[derive(Clone, Copy, Debug)]
 pub struct PacksOptions {
     /// Plans in the making at a time. Each takes all cores in its long part, so that more than one only helps with disks.
     pub at_once: usize,
-    /// How hard to try.
+    /// How hard to try while a node waits.
     pub effort: Effort,
+    /// How hard to try when none does; `None`: leave it at that.
+    pub thorough: Option<Effort>,
     /// How long a request waits for a plan in the making before it is told to come again.
     pub wait: Duration,
     /// How long a failure is answered from memory.
@@ -121,7 +147,7 @@ pub struct PacksOptions {
 impl Default for PacksOptions {
     fn default() -> Self {
         let (wait, failure_kept) = (Duration::from_secs(2), Duration::from_secs(60));
-        Self { at_once: 1, effort: Effort::QUICK, wait, failure_kept }
+        Self { at_once: 1, effort: Effort::QUICK, thorough: Some(Effort::THOROUGH), wait, failure_kept }
     }
 }
 
@@ -137,6 +163,7 @@ pub struct Packs {
     records: Mutex<HashMap<Pair, Arc<PlanRecord>>>,
     jobs: Mutex<HashMap<Pair, Job>>,
     turns: Semaphore,
+    thorough: thorough::Queue,
     made: std::sync::atomic::AtomicU64,
 }
 
@@ -146,6 +173,7 @@ struct PlanRecord {
     format: u32,
     base: Option<ImageId>,
     target: ImageId,
+    grade: Grade,
     plan: Section,
     /// What the plan's packs lie in.
     objects: Vec<Section>,
@@ -182,15 +210,18 @@ impl Packs {
             // Nothing was removed: what cannot be read may still name what is needed.
             Err(error) => tracing::error!(%error, "objects that belong to nothing were not removed"),
         }
-        Ok(Arc::new(Self {
+        let packs = Arc::new(Self {
             store,
             folder,
             options,
             records: Mutex::new(records),
             jobs: Mutex::default(),
             turns: Semaphore::new(options.at_once.max(1)),
+            thorough: thorough::Queue::default(),
             made: Default::default(),
-        }))
+        });
+        packs.take_up();
+        Ok(packs)
     }
 
     /// The plan from `base` (`None`: from nothing) to `target`, made if need be.
@@ -213,6 +244,16 @@ impl Packs {
             Ok(outcome) => ready(&outcome),
             Err(_) => Err(PlanError::Failed { reason: "the server gave it up; ask again".into() }),
         }
+    }
+
+    /// How far the plan from `base` to `target` is. Asks for nothing to be made.
+    pub fn progress(&self, base: Option<ImageId>, target: ImageId) -> Progress {
+        let pair = (base, target);
+        let record = self.records.lock().unwrap_or_else(PoisonError::into_inner).get(&pair).cloned();
+        let made = record.map(|record| (record.grade, record.sections().map(|section| section.length).sum()));
+        let job = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).get(&pair).cloned();
+        let making = job.is_some_and(|job| job.outcome.borrow().is_none() && job.outcome.has_changed().is_ok());
+        Progress { made, under_way: making || self.thorough.holds(pair) }
     }
 
     /// Forgets an image's cold plan, which points into the segments where the image lay before.
@@ -278,7 +319,7 @@ impl Packs {
         job
     }
 
-    async fn find_or_make(&self, pair: Pair) -> Outcome {
+    async fn find_or_make(self: &Arc<Self>, pair: Pair) -> Outcome {
         let found = self.records.lock().unwrap_or_else(PoisonError::into_inner).get(&pair).cloned();
         if let Some(record) = found
             && self.is_whole(&record).await
@@ -286,13 +327,22 @@ impl Packs {
             return Ok(record.plan);
         }
         let _turn = self.turns.acquire().await.map_err(|_| StoreError::Stopping)?;
-        let plan = match pair {
-            (None, target) => cold::plan(&self.store, target).await?,
-            (Some(base), target) => self.make(base, target).await?,
+        let (plan, grade) = match pair {
+            (None, target) => (cold::plan(&self.store, target).await?, Grade::Thorough),
+            (Some(base), target) => (self.make(base, target, self.options.effort).await?, Grade::Quick),
         };
         self.made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let record = Arc::new(self.record(plan).await?);
-        let section = record.plan;
+        let section = self.keep(plan, grade).await?;
+        if grade == Grade::Quick {
+            self.improve_later(pair);
+        }
+        Ok(section)
+    }
+
+    /// Stores a plan, and answers with it from now on.
+    async fn keep(&self, plan: Plan, grade: Grade) -> Outcome {
+        let record = Arc::new(self.record(plan, grade).await?);
+        let (pair, section) = ((record.base, record.target), record.plan);
         self.records.lock().unwrap_or_else(PoisonError::into_inner).insert(pair, record);
         Ok(section)
     }
@@ -307,12 +357,13 @@ impl Packs {
         true
     }
 
-    async fn make(&self, base: ImageId, target: ImageId) -> Result<Plan, PlanError> {
+    async fn make(&self, base: ImageId, target: ImageId, effort: Effort) -> Result<Plan, PlanError> {
         let base = self.image(base).await?;
         let target = self.image(target).await?;
-        let (draft, effort) = (Draft::new(&self.folder)?, self.options.effort);
+        let draft = Draft::new(&self.folder)?;
         let images = [base.id, target.id];
-        let made = blocking(move || make_pair(&base, &target, effort, draft)).await;
+        let work = move || make_pair(&base, &target, effort, draft);
+        let made = if effort == self.options.effort { blocking(work).await } else { thorough::aside(work).await };
         if made.as_ref().is_err_and(|error| !matches!(error, PlanError::TooLarge { .. })) {
             // Whatever went wrong, the next attempt begins with files that are proven anew.
             images.into_iter().try_for_each(|image| self.store.forget_whole(image))?;
@@ -335,7 +386,7 @@ impl Packs {
     }
 
     /// Stores a plan and makes it exist.
-    async fn record(&self, plan: Plan) -> Result<PlanRecord, PlanError> {
+    async fn record(&self, plan: Plan, grade: Grade) -> Result<PlanRecord, PlanError> {
         let (base, target, names) = (plan.base, plan.target, plan.objects.clone());
         let bytes = blocking(move || {
             let bytes = plan.encode()?;
@@ -348,7 +399,7 @@ impl Packs {
         for name in names {
             objects.push(Section { name, length: self.store.objects().len(name).await? });
         }
-        let record = PlanRecord { format: FORMAT, base, target, plan, objects };
+        let record = PlanRecord { format: FORMAT, base, target, grade, plan, objects };
         let path = self.folder.join(file_name((base, target)));
         let text = serde_json::to_vec(&record).map_err(|error| PlanError::Failed { reason: error.to_string() })?;
         blocking(move || write_durable(&path, &text)).await?;
@@ -446,16 +497,16 @@ fn make_pair(base: &Mapped, target: &Mapped, effort: Effort, draft: Draft) -> Re
     let plan = make::pair::<PlanError>(base, target, effort, write)?;
     out.flush().map_err(StoreError::io("write", &draft.path))?;
     drop(out);
-    prove(&plan, &base_bytes, &draft)?;
+    prove(&plan, &base_bytes, &draft, effort.threads)?;
     Ok((plan, draft))
 }
 
-fn prove(plan: &Plan, base: &[u8], draft: &Draft) -> Result<(), PlanError> {
+fn prove(plan: &Plan, base: &[u8], draft: &Draft, threads: usize) -> Result<(), PlanError> {
     let empty = plan.objects.is_empty();
     // SAFETY: the draft is this job's own file, complete by now, and goes only after the map.
     let mapped = (!empty).then(|| unsafe { Mmap::map(&draft.file) }).transpose();
     let packs = mapped.map_err(StoreError::io("map", &draft.path))?;
-    let got = prove::carry_out(plan, base, packs.as_deref().unwrap_or_default())
+    let got = prove::carry_out(plan, base, packs.as_deref().unwrap_or_default(), threads)
         .map_err(|why| PlanError::Failed { reason: format!("carried out, it breaks: {why}") })?;
     if got == plan.target {
         return Ok(());

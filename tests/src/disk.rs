@@ -96,3 +96,9 @@ pub fn make_ext4(file: &Path, bytes: u64) -> Result<(), String> {
     std::fs::File::create(file).and_then(|file| file.set_len(bytes)).map_err(|error| error.to_string())?;
     run("mkfs.ext4", &["-q", "-F", text(file)]).map(drop)
 }
+
+/// Makes an XFS file system, which shares bytes between files, in a file of so many bytes: 300 MiB at least.
+pub fn make_xfs(file: &Path, bytes: u64) -> Result<(), String> {
+    std::fs::File::create(file).and_then(|file| file.set_len(bytes)).map_err(|error| error.to_string())?;
+    run("mkfs.xfs", &["-q", "-f", "-m", "reflink=1", text(file)]).map(drop)
+}

@@ -75,6 +75,12 @@ impl Fleet {
         fleet
     }
 
+    /// Changes the configuration of a server that is down.
+    pub fn reconfigure(&mut self, change: impl FnOnce(&mut Config)) {
+        assert!(self.server.is_none(), "the server is up");
+        change(&mut self.config);
+    }
+
     /// Starts the server again. The first time, notes the ports that it got.
     pub async fn up(&mut self) {
         assert!(self.server.is_none(), "the server is up already");

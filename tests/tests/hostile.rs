@@ -16,7 +16,7 @@ use goldsync_proto::limits::{MESSAGE_MAX, TRUST_FILE_MAX};
 use goldsync_proto::pack::{frame_head, write_frame};
 use goldsync_proto::plan::{Plan, Source, Step};
 use goldsync_proto::refusal::{Reason, Refusal, close};
-use goldsync_proto::wire::{Answer, Request, TrustFile};
+use goldsync_proto::wire::{Answer, Prefer, Request, TrustFile};
 use goldsync_server::config::units::Span;
 use goldsync_tests::liar::framed;
 use goldsync_tests::seed::Seed;
@@ -180,7 +180,7 @@ async fn packs_of_other_bytes() {
     let scene = Scene::new(4).await;
     let plans = Arc::new(std::sync::Mutex::new(Vec::new()));
     let link = scene.node.node().connect().await.expect("a connection");
-    let plan_request = Request::Plan { base: Some(id(&scene.old)), target: id(&scene.new) };
+    let plan_request = Request::Plan { base: Some(id(&scene.old)), target: id(&scene.new), prefer: Prefer::Time };
     goldsync_tests::eventually("the plan", async || match link.ask(&plan_request).await {
         Ok((Answer::Plan { name, .. }, _)) => {
             plans.lock().expect("names").push(name);
@@ -583,8 +583,12 @@ async fn impossible_requests() {
         ("blocks of nothing", Request::Blocks { image: nowhere, runs: vec![(0, 1)] }, "nothing is stored"),
         ("an object of nothing", Request::Object { name: nowhere.0, offset: 0, length: 1 }, "nothing is stored"),
         ("too long a range", Request::Object { name: nowhere.0, offset: 0, length: u64::MAX }, "16777216"),
-        ("a plan to nothing", Request::Plan { base: None, target: nowhere }, "nothing is stored"),
-        ("a plan from nothing", Request::Plan { base: Some(nowhere), target: image }, "does not know that base"),
+        ("a plan to nothing", Request::Plan { base: None, target: nowhere, prefer: Prefer::Time }, "nothing is stored"),
+        (
+            "a plan from nothing",
+            Request::Plan { base: Some(nowhere), target: image, prefer: Prefer::Time },
+            "does not know that base",
+        ),
         (
             "a file that is none",
             Request::Trust { have: BTreeMap::new(), want: vec!["../server.toml".into()] },

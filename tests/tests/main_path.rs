@@ -3,6 +3,7 @@
 use goldsync_agent::journal::SlotRecord;
 use goldsync_agent::slot::SlotName;
 use goldsync_proto::wire::Outcome;
+use goldsync_tests::disk::{Mounted, make_xfs, skip};
 use goldsync_tests::image::MIB;
 use goldsync_tests::{Fleet, Image, damage, eventually};
 
@@ -330,4 +331,50 @@ async fn a_swap_without_a_daemon_is_told() {
     node.agent(&["download"]).await.ok();
     node.agent(&["activate"]).await.ok();
     runs(&fleet, "web:3").await;
+}
+
+/// On a file system that shares bytes between files an update begins with a clone: what does not change is neither read nor
+/// written, and takes no room. An interrupted run's work is not cloned over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_system_that_shares() {
+    let test = "a_file_system_that_shares";
+    if !rustix::process::geteuid().is_root() {
+        return skip(test, "mounting needs root");
+    }
+    let fleet = Fleet::start().await;
+    let mut node = fleet.node("n1").await;
+    let (disk, point) = (node.folder.join("xfs"), node.folder.join("mnt"));
+    if let Err(why) = make_xfs(&disk, 320 * MIB as u64) {
+        return skip(test, &why);
+    }
+    let _mounted = match Mounted::of(&disk, &point, "loop") {
+        Ok(mounted) => mounted,
+        Err(why) => return skip(test, &why),
+    };
+    node.slots = [point.join("a.img"), point.join("b.img")];
+    node.write_config();
+    let used = || {
+        rustix::fs::syncfs(std::fs::File::open(&point).unwrap()).unwrap();
+        let system = rustix::fs::statvfs(&point).unwrap();
+        (system.f_blocks - system.f_bfree) * system.f_frsize
+    };
+    let old = Image::noise(60, 32);
+    fleet.ship(&old, "web:1").await;
+    node.sync().await.updated();
+    let before = used();
+    let new = old.edited(61, 50);
+    fleet.ship(&new, "web:2").await;
+    let account = node.sync().await.updated();
+    node.runs(&new);
+    assert!(account.written <= 50, "{account:?}");
+    // XFS takes 128 KiB at a time for what it no longer shares.
+    assert!(used() < before + 8 * MIB as u64, "{} bytes more for 50 blocks", used() - before);
+    assert_eq!(goldsync_tests::image::b3sum(node.slot(SlotName::A)), old.id());
+    // Drift travels into the clone, and the proof finds it there.
+    damage::flip(node.slot(SlotName::B), 63, 5);
+    let newer = new.edited(62, 30);
+    fleet.ship(&newer, "web:3").await;
+    let account = node.sync().await.updated();
+    node.runs(&newer);
+    assert!(account.repaired >= 1, "{account:?}");
 }

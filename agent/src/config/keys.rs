@@ -8,7 +8,7 @@ const KEYS: &[(&str, &[&str])] = &[
     ("slots", &["a", "b", "size"]),
     ("activation", &["backend", "link", "command", "time_limit"]),
     ("schedule", &["cron", "splay", "time_zone"]),
-    ("limits", &["threads", "scan_budget"]),
+    ("limits", &["threads", "scan_budget", "prefer"]),
 ];
 
 /// The first key of `table` that is not known, and what to write instead.

@@ -23,6 +23,7 @@ use croner::Cron;
 use goldsync_proto::block::Geometry;
 use goldsync_proto::release::{Word, check_labels};
 use goldsync_proto::units::Span;
+use goldsync_proto::wire::Prefer;
 
 use crate::slot::{Identity, SlotName};
 
@@ -122,6 +123,8 @@ pub struct Limits {
     /// Bytes of local sources that the rolling scan may look at in one update. When they are used up, the rest is
     /// fetched: a larger download, never a wrong image. Default 64 GiB; 0 turns the rolling scan off.
     pub scan_budget: u64,
+    /// Which packs to ask for, where the server has two: those that unpack quickly, or those that are smallest.
+    pub prefer: Prefer,
 }
 
 /// Why a configuration was turned down. Exit code 2.
@@ -348,7 +351,12 @@ fn limits(raw: raw::Limits) -> Result<Limits, ConfigError> {
         return Err(value("limits.threads", format!("is {threads}; 1 to 256 are allowed")));
     }
     let scan_budget = raw.scan_budget.map_or(Ok(64 << 30), |size| size.bytes("limits.scan_budget"))?;
-    Ok(Limits { threads, scan_budget })
+    let prefer = match raw.prefer.as_deref() {
+        None | Some("time") => Prefer::Time,
+        Some("bytes") => Prefer::Bytes,
+        Some(other) => return Err(value("limits.prefer", format!("is {other:?}; there are \"time\" and \"bytes\""))),
+    };
+    Ok(Limits { threads, scan_budget, prefer })
 }
 
 fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {

@@ -67,4 +67,5 @@ pub(super) struct Schedule {
 pub(super) struct Limits {
     pub(super) threads: Option<usize>,
     pub(super) scan_budget: Option<Size>,
+    pub(super) prefer: Option<String>,
 }

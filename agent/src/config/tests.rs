@@ -1,5 +1,6 @@
 //! Every error names the key, and the file where there may be several.
 
+use goldsync_proto::wire::Prefer;
 use std::fs;
 
 use super::*;
@@ -41,6 +42,9 @@ fn a_good_file_is_read_with_its_defaults() {
     assert_eq!(config.schedule.time_zone, chrono_tz::Europe::Vienna);
     assert_eq!(config.schedule.splay, Duration::from_secs(1800));
     assert_eq!(config.limits.scan_budget, 64 << 30);
+    assert_eq!(config.limits.prefer, Prefer::Time);
+    let frugal = Config::parse(Path::new("agent.toml"), &format!("{GOOD}\n[limits]\nprefer = \"bytes\"")).unwrap();
+    assert_eq!(frugal.limits.prefer, Prefer::Bytes);
 }
 
 #[test]

@@ -49,14 +49,11 @@ struct Uses {
 
 impl Uses {
     fn of(plan: &Plan) -> Self {
-        let mut first = 0;
-        let mut uses = Vec::new();
-        for step in &plan.steps {
-            if let Step::Patch { pack, from, count } = *step {
-                uses.push(Use { pack, from, first, count });
-            }
-            first += step.count();
-        }
+        let used = |(first, step)| match step {
+            Step::Patch { pack, from, count } => Some(Use { pack, from, first, count }),
+            _ => None,
+        };
+        let mut uses: Vec<Use> = plan.placed().filter_map(used).collect();
         uses.sort_unstable_by_key(|one| (one.pack, one.from, one.first));
         Self { uses }
     }
@@ -86,7 +83,7 @@ pub async fn run(job: &Arc<Job>, plan: &Arc<Plan>) -> Result<(), JobError> {
 
 fn missing(job: &Job, plan: &Plan, uses: &Uses) -> Result<Vec<u32>, JobError> {
     let numbers = 0..plan.packs.len() as u32;
-    if job.stage.fresh() {
+    if !job.stage.has_own() {
         return Ok(numbers.collect());
     }
     let held: Vec<_> = numbers.clone().map(|_| std::sync::atomic::AtomicBool::new(false)).collect();
@@ -105,19 +102,10 @@ fn holds(job: &Job, pack: &Pack, uses: &[Use]) -> Result<bool, JobError> {
     let mut raw = vec![0; pack.raw_len as usize];
     let mut seen = vec![false; pack.raw_len as usize / BLOCK as usize];
     for one in uses {
-        let bytes = job.stage.read_standby(one.first, one.count)?;
-        for (at, block) in bytes.chunks_exact(BLOCK as usize).enumerate() {
-            let index = one.from as usize + at;
-            let (Some(seen), Some(place)) =
-                (seen.get_mut(index), raw.get_mut(index * BLOCK as usize..(index + 1) * BLOCK as usize))
-            else {
-                return Ok(false);
-            };
-            if *seen && place != block {
-                return Ok(false);
-            }
-            *seen = true;
-            place.copy_from_slice(block);
+        if !job.stage.with_standby(one.first, one.count, |bytes| {
+            Ok::<_, JobError>(gather(one.from, bytes, &mut raw, &mut seen))
+        })? {
+            return Ok(false);
         }
     }
     if seen.contains(&false) || hash16(&raw) != pack.raw_hash {
@@ -128,6 +116,21 @@ fn holds(job: &Job, pack: &Pack, uses: &[Use]) -> Result<bool, JobError> {
         job.stage.put(one.first, bytes)?;
     }
     Ok(true)
+}
+
+/// Lays blocks into a pack from its block `from` on; `false` if they do not belong there, or another one lies there already.
+fn gather(from: u32, bytes: &[u8], raw: &mut [u8], seen: &mut [bool]) -> bool {
+    (from as usize..).zip(bytes.chunks_exact(BLOCK as usize)).all(|(index, block)| {
+        let (Some(seen), Some(place)) =
+            (seen.get_mut(index), raw.get_mut(index * BLOCK as usize..(index + 1) * BLOCK as usize))
+        else {
+            return false;
+        };
+        let fits = !*seen || place == block;
+        *seen = true;
+        place.copy_from_slice(block);
+        fits
+    })
 }
 
 fn span(from: u32, count: u32) -> std::ops::Range<usize> {

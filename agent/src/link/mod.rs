@@ -33,6 +33,9 @@ pub use control::{Control, Ear, Mouth};
 /// How long nothing may arrive on a stream that something is due on.
 pub const NO_PROGRESS: Duration = Duration::from_secs(30);
 
+/// Milliseconds that a last word may take to be sent.
+const CLOSE_TRIES: u32 = 100;
+
 /// How long one address may take for its handshake, and the name service for its answer.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -185,7 +188,6 @@ impl Wire {
 /// A connection to the server.
 #[derive(Clone, Debug)]
 pub struct Link {
-    endpoint: Endpoint,
     connection: Connection,
     server: Arc<str>,
     handshake: Wire,
@@ -206,7 +208,7 @@ impl Link {
                 .map_err(|error| local(format!("cannot connect to {address}: {error}")))?;
             match timeout(CONNECT, connecting).await {
                 Ok(Ok(connection)) => {
-                    let mut link = Self { endpoint, connection, server: name, handshake: Wire::default() };
+                    let mut link = Self { connection, server: name, handshake: Wire::default() };
                     link.handshake = link.wire();
                     return Ok(link);
                 }
@@ -266,10 +268,18 @@ impl Link {
         lost(&self.server, self.connection.closed().await)
     }
 
-    /// Ends the connection in good order, and waits until the server may know.
+    /// Ends the connection in good order, and waits until that has been sent. Not for QUIC's own end: that is three times as long
+    /// as an answer may take, and nobody here would still hear it.
     pub async fn close(&self) {
+        let sent = || self.connection.stats().udp_tx.datagrams;
+        let before = sent();
         self.connection.close(VarInt::from_u32(close::DONE), b"");
-        let _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+        for _ in 0..CLOSE_TRIES {
+            if sent() > before {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// Ends the connection without waiting. What still uses it gets [`LinkError::Lost`].

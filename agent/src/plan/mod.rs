@@ -17,7 +17,7 @@ use goldsync_proto::limits::{BLOCK, PLAN_WIRE_MAX};
 use goldsync_proto::plan::{Plan, PlanError, Source, Step};
 use goldsync_proto::refusal::Reason;
 use goldsync_proto::release::Section;
-use goldsync_proto::wire::{Answer, Request};
+use goldsync_proto::wire::{Answer, Prefer, Request};
 use tokio_util::sync::CancellationToken;
 
 use crate::fetch::{self, FetchError};
@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks the server how to make the target from `base`; `None` if it cannot say.
 pub async fn from_server(job: &Arc<Job>, base: Option<ImageId>) -> Result<Option<Plan>, JobError> {
-    let pair = Pair { base, target: job.target.image, geometry: job.geometry };
+    let pair = Pair { base, target: job.target.image, geometry: job.geometry, prefer: job.prefer };
     Ok(fetch_plan(&job.link, &job.stop, pair, PATIENCE).await?.map(|(plan, _)| plan))
 }
 
@@ -45,6 +45,8 @@ pub struct Pair {
     pub target: ImageId,
     /// Its geometry.
     pub geometry: Geometry,
+    /// Which plan, if there are two.
+    pub prefer: Prefer,
 }
 
 /// The server's plan for a pair and its length as it travelled; `None` if there is none within `patience`.
@@ -56,7 +58,7 @@ pub async fn fetch_plan(
 ) -> Result<Option<(Plan, u64)>, JobError> {
     let Some(section) = ask(link, stop, pair, patience).await? else { return Ok(None) };
     let wire = fetch::object(link, section, PLAN_WIRE_MAX as u64, "the plan").await?;
-    let Pair { base, target, geometry } = pair;
+    let Pair { base, target, geometry, .. } = pair;
     match Plan::decode(&wire) {
         Ok(plan) if (plan.base, plan.target, plan.geometry) == (base, target, geometry) => {
             Ok(Some((plan, section.length)))
@@ -83,7 +85,7 @@ async fn ask(
         if stop.is_cancelled() {
             return Err(JobError::Stopped);
         }
-        let request = Request::Plan { base: pair.base, target: pair.target };
+        let request = Request::Plan { base: pair.base, target: pair.target, prefer: pair.prefer };
         match link.ask(&request).await {
             Ok((Answer::Plan { name, length }, _)) => return Ok(Some(Section { name, length })),
             Ok((Answer::Making { retry_ms }, _)) => {
@@ -115,10 +117,9 @@ async fn ask(
 /// Carries out the steps that need no network, in the target's order: keeping, copying, zeroing.
 pub fn make_local(job: &Arc<Job>, plan: &Plan) -> Result<(), JobError> {
     let base = job.base.as_ref().and_then(|base| base.blocks.as_ref()).filter(|_| plan.base.is_some());
-    let mut first = 0;
-    for step in &plan.steps {
+    for (first, step) in plan.placed() {
         job.go_on()?;
-        match *step {
+        match step {
             Step::Copy { source: Source::Active, from, count } => {
                 job.stage.copy(first, byte_of(from), count, base)?;
             }
@@ -129,22 +130,14 @@ pub fn make_local(job: &Arc<Job>, plan: &Plan) -> Result<(), JobError> {
             Step::Keep { count } => job.stage.keep(count),
             Step::Patch { .. } | Step::Fetch { .. } => {}
         }
-        first += step.count();
     }
     Ok(())
 }
 
 /// The runs of target blocks that a plan asks the server for.
 pub fn fetched_runs(plan: &Plan) -> Vec<(u32, u32)> {
-    let mut first = 0;
-    let mut runs = Vec::new();
-    for step in &plan.steps {
-        if let Step::Fetch { count } = *step {
-            runs.push((first, count));
-        }
-        first += step.count();
-    }
-    runs
+    let fetched = plan.placed().filter(|(_, step)| matches!(step, Step::Fetch { .. }));
+    fetched.map(|(first, step)| (first, step.count())).collect()
 }
 
 /// Blocks that are fetched, of how many.

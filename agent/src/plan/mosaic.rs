@@ -11,21 +11,16 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use goldsync_proto::block::{byte_of, runs_of};
-use goldsync_proto::grain::GrainHash;
+use goldsync_proto::grain::{GrainHash, width_for};
 use goldsync_proto::limits::{BLOCK, GRAIN, GRAIN_ROUND, GRAINS};
-use goldsync_proto::scan::grains::Grains;
+use goldsync_proto::scan::grains::{Grains, is_last_round};
+use goldsync_proto::scan::slices;
 use goldsync_proto::signature::block_hash;
 
-use super::own::{active_blocks, slices, words};
+use super::own::{active_blocks, words};
 use crate::fetch::{self, FetchError};
 use crate::job::{Job, JobError};
 use crate::scratch::Words;
-
-/// Above this many bytes of local image five bytes of hash would mislead too often.
-const NARROW_MAX: u64 = 512 << 20;
-
-/// A round that finds less than one grain in so many is the last: there is nothing alike here.
-const YIELD: u32 = 64;
 
 /// A grain of zeros: no place is needed. Otherwise a place is the byte offset in the active slot, plus one.
 const ZEROS: u64 = u64::MAX;
@@ -50,7 +45,7 @@ impl Mosaic {
         while first < mosaic.blocks.len() && active_blocks(job) > 0 && budget.load(Ordering::Relaxed) > 0 {
             let (found, of) = mosaic.round(job, first, &budget).await?;
             first += GRAIN_ROUND;
-            if found * YIELD < of {
+            if is_last_round(found, of) {
                 break;
             }
         }
@@ -65,7 +60,7 @@ impl Mosaic {
         first: usize,
         budget: &Arc<AtomicI64>,
     ) -> Result<(u32, u32), JobError> {
-        let width = if byte_of(active_blocks(job)) > NARROW_MAX { 6 } else { 5 };
+        let width = width_for(byte_of(active_blocks(job)));
         let seed: u32 = rand::random();
         let hash = GrainHash::new(seed, width)
             .map_err(|error| FetchError::Answer { what: "a request for hashes of grains", got: error.to_string() })?;

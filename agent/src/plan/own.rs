@@ -23,6 +23,7 @@ use goldsync_proto::plan::{Plan, Source, Step};
 use goldsync_proto::release::Section;
 use goldsync_proto::scan::aligned::BlockIndex;
 use goldsync_proto::scan::rolling::Rolling;
+use goldsync_proto::scan::slices;
 use goldsync_proto::signature::{BlockHashes, block_hash, read_subtrees, zero_hash};
 
 use super::cached;
@@ -31,13 +32,11 @@ use crate::fetch::{self, FetchError};
 use crate::job::{Job, JobError};
 use crate::scratch::Words;
 use crate::stage::StageError;
+use crate::verify::RegionHash;
 
 /// Entries of a section fetched at once, and the gap that is fetched over rather than asked around.
 const ENTRIES: u32 = 128 << 10;
 const ENTRY_GAP: u32 = 32;
-
-/// Bytes of a slice of the rolling scan: the unit after which the budget and a wish to stop are looked at.
-const SLICE: u64 = 4 << 20;
 
 /// What is decided for one block. In a word: two bits of kind above, the source's byte offset below.
 mod decision {
@@ -188,14 +187,16 @@ pub async fn subtrees(job: &Arc<Job>) -> Result<Vec<u8>, JobError> {
 }
 
 /// Settles whole regions that are golden at the same offset; returns the others.
-fn settle_regions(job: &Job, search: &Search, golden: &[[u8; DIGEST_LEN]]) -> Result<Vec<u32>, JobError> {
+fn settle_regions(job: &Job, search: &Search, golden: &[RegionHash]) -> Result<Vec<u32>, JobError> {
     let differing = Mutex::new(Vec::new());
     job.on_threads(job.geometry.regions(), |region| {
         let blocks = job.geometry.region_blocks(region);
-        let is_golden = |bytes: &[u8]| golden.get(region as usize) == Some(&region_hash(job.geometry, region, bytes));
-        if !job.stage.fresh() && is_golden(&job.stage.read_standby(blocks.start, blocks.end - blocks.start)?) {
+        let is_golden = |hash: RegionHash| golden.get(region as usize) == Some(&hash);
+        let hash = |bytes: &[u8]| Ok::<_, JobError>(region_hash(job.geometry, region, bytes));
+        let (first, count) = run(blocks.clone());
+        if job.stage.has_own() && is_golden(job.stage.with_standby(first, count, hash)?) {
             blocks.for_each(|block| search.decide(block, decision::KEEP, 0));
-        } else if blocks.end <= active_blocks(job) && is_golden(&read_active(job, blocks.clone())?) {
+        } else if blocks.end <= active_blocks(job) && is_golden(active_region(job, region)?) {
             for block in blocks {
                 search.decide(block, decision::ACTIVE, byte_of(block));
                 search.recognised.set(block, 1);
@@ -210,10 +211,13 @@ fn settle_regions(job: &Job, search: &Search, golden: &[[u8; DIGEST_LEN]]) -> Re
     Ok(differing)
 }
 
-fn read_active(job: &Job, blocks: std::ops::Range<u32>) -> Result<Vec<u8>, JobError> {
-    let mut bytes = vec![0; byte_of(blocks.end - blocks.start) as usize];
-    job.stage.read_active(byte_of(blocks.start), &mut bytes)?;
-    Ok(bytes)
+/// The hash of a whole region of the active slot: as it was found when the slot was hashed, or found now.
+fn active_region(job: &Job, region: u32) -> Result<RegionHash, JobError> {
+    if let Some(hash) = job.base.as_ref().and_then(|base| base.regions.get(region as usize)) {
+        return Ok(*hash);
+    }
+    let (first, count) = run(job.geometry.region_blocks(region));
+    job.stage.with_active(first, count, |bytes| Ok(region_hash(job.geometry, region, bytes)))
 }
 
 /// Settles blocks of the differing regions that are zero, or golden at the same offset.
@@ -228,16 +232,20 @@ fn settle_in_place(job: &Job, search: &Search, differing: &[u32]) -> Result<(), 
                 search.decide(block, decision::ZERO, 0);
             }
         }
-        if !job.stage.fresh() {
-            let bytes = job.stage.read_standby(blocks.start, blocks.end - blocks.start)?;
-            in_place(search, blocks.start, &bytes, decision::KEEP, |_| 0);
+        if job.stage.has_own() {
+            job.stage.with_standby(blocks.start, blocks.end - blocks.start, |bytes| {
+                in_place(search, blocks.start, bytes, decision::KEEP, |_| 0);
+                Ok::<_, JobError>(())
+            })?;
         }
-        let end = blocks.end.min(active_blocks(job));
-        if blocks.start < end {
-            let bytes = read_active(job, blocks.start..end)?;
-            in_place(search, blocks.start, &bytes, decision::ACTIVE, byte_of);
+        let here = blocks.end.min(active_blocks(job)).saturating_sub(blocks.start);
+        if here == 0 {
+            return Ok(());
         }
-        Ok(())
+        job.stage.with_active(blocks.start, here, |bytes| {
+            in_place(search, blocks.start, bytes, decision::ACTIVE, byte_of);
+            Ok(())
+        })
     })
 }
 
@@ -258,13 +266,14 @@ fn settle_on_grid(job: &Job, search: &Search) -> Result<Vec<u32>, JobError> {
         job.on_threads(regions, |region| {
             let first = region * (REGION / BLOCK) as u32;
             let blocks = first..(first + (REGION / BLOCK) as u32).min(active_blocks(job));
-            let bytes = read_active(job, blocks.clone())?;
-            for (from, bytes) in blocks.zip(bytes.chunks_exact(BLOCK as usize)) {
-                on_grid(search, &index, from, bytes);
-            }
-            Ok(())
+            job.stage.with_active(first, blocks.end - first, |bytes| {
+                for (from, bytes) in blocks.zip(bytes.chunks_exact(BLOCK as usize)) {
+                    on_grid(search, &index, from, bytes);
+                }
+                Ok::<_, JobError>(())
+            })
         })?;
-        if !job.stage.fresh() {
+        if job.stage.has_own() {
             standby_on_grid(job, search, &index)?;
         }
     }
@@ -289,15 +298,16 @@ fn on_grid(search: &Search, index: &BlockIndex<'_>, from: u32, bytes: &[u8]) {
 fn standby_on_grid(job: &Job, search: &Search, index: &BlockIndex<'_>) -> Result<(), JobError> {
     job.on_threads(job.geometry.regions(), |region| {
         let blocks = job.geometry.region_blocks(region);
-        let bytes = job.stage.read_standby(blocks.start, blocks.end - blocks.start)?;
-        for (from, bytes) in blocks.zip(bytes.chunks_exact(BLOCK as usize)) {
-            for block in index.find(block_hash(bytes)).iter().filter(|block| from >= **block) {
-                if search.undecided(*block) {
-                    search.decide(*block, decision::STANDBY, byte_of(from));
+        job.stage.with_standby(blocks.start, blocks.end - blocks.start, |bytes| {
+            for (from, bytes) in blocks.zip(bytes.chunks_exact(BLOCK as usize)) {
+                for block in index.find(block_hash(bytes)).iter().filter(|block| from >= **block) {
+                    if search.undecided(*block) {
+                        search.decide(*block, decision::STANDBY, byte_of(from));
+                    }
                 }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     })
 }
 
@@ -349,24 +359,6 @@ fn roll_round(
         }
         Ok(())
     })
-}
-
-/// Byte ranges to search: the unrecognised runs and one block on either side, cut into slices that overlap by a block.
-pub(super) fn slices(unknown: &[Run], len: u64) -> Vec<(u64, u64)> {
-    let mut slices = Vec::new();
-    for (first, count) in unknown {
-        let mut at = byte_of(first.saturating_sub(1));
-        let end = byte_of(first + count + 1).min(len);
-        while at + BLOCK <= end {
-            let stop = (at + SLICE + BLOCK).min(end);
-            slices.push((at, stop));
-            if stop == end {
-                break;
-            }
-            at += SLICE;
-        }
-    }
-    slices
 }
 
 /// Fetches entries of eight bytes of a section into `into`, those of `wanted` that are not known (zero) yet.
@@ -481,14 +473,6 @@ mod tests {
         assert_eq!(followers, vec![(0, 2), (0, 4)]);
         assert_eq!(leaders(&search, &followers), vec![0, 1, 3]);
         assert_eq!(followers_of(&followers, 0).collect::<Vec<_>>(), vec![2, 4]);
-    }
-
-    #[test]
-    fn slices_overlap_by_a_block_and_stay_inside() {
-        let len = 3 * SLICE;
-        let slices = slices(&[(1, (3 * SLICE / BLOCK) as u32 - 1)], len);
-        assert_eq!(slices, vec![(0, SLICE + BLOCK), (SLICE, 2 * SLICE + BLOCK), (2 * SLICE, 3 * SLICE)]);
-        assert_eq!(super::slices(&[(0, 1)], 2 * BLOCK), vec![(0, 2 * BLOCK)]);
     }
 
     #[test]

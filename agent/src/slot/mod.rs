@@ -18,10 +18,12 @@ use std::str::FromStr;
 use goldsync_proto::block::GeometryError;
 use serde::{Deserialize, Serialize};
 
+mod direct;
 mod in_use;
 mod source;
 mod standby;
 
+pub use direct::with_room;
 pub use source::Source;
 pub use standby::{Standby, Wanted};
 

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::direct::Direct;
 use super::{Advice, Identity, Kind, SlotError, SlotName, advise, cut_short, kind_of, length_of, open_error};
 
 /// A slot open for reading. Reads are `pread`: a disk that fails gives an error, where a mapping would kill the process.
@@ -12,6 +13,7 @@ pub struct Source {
     name: SlotName,
     path: PathBuf,
     file: File,
+    direct: Direct,
     kind: Kind,
     len: u64,
     identity: Identity,
@@ -25,7 +27,8 @@ impl Source {
         let meta = file.metadata().map_err(fail)?;
         let kind = kind_of(&meta).map_err(|found| SlotError::Kind { slot: name, path: path.to_owned(), found })?;
         let len = length_of(&file).map_err(fail)?;
-        Ok(Self { name, path: path.to_owned(), file, kind, len, identity: Identity::from_metadata(&meta) })
+        let direct = Direct::beside(&file, false);
+        Ok(Self { name, path: path.to_owned(), file, direct, kind, len, identity: Identity::from_metadata(&meta) })
     }
 
     /// Which slot.
@@ -60,17 +63,28 @@ impl Source {
 
     /// Fills `buffer` from `offset`; the end of the slot within it is an error.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), SlotError> {
-        self.file.read_exact_at(buffer, offset).map_err(|error| SlotError::Read {
-            slot: self.name,
-            path: self.path.clone(),
-            offset,
-            length: buffer.len(),
-            error: cut_short(error),
-        })
+        self.file.read_exact_at(buffer, offset).map_err(|error| self.read_error(offset, buffer.len(), error))
+    }
+
+    /// The same, from the medium and not from the cache, where that can be had.
+    pub fn read_medium(&self, offset: u64, buffer: &mut [u8]) -> Result<(), SlotError> {
+        match self.direct.read_at(offset, buffer) {
+            Some(read) => read.map_err(|error| self.read_error(offset, buffer.len(), error)),
+            None => self.read_at(offset, buffer),
+        }
+    }
+
+    /// The file, to be shared from.
+    pub(super) fn file(&self) -> &File {
+        &self.file
     }
 
     /// Tells the kernel how it will be read.
     pub fn advise(&self, advice: Advice) {
         advise(&self.file, advice);
+    }
+
+    fn read_error(&self, offset: u64, length: usize, error: std::io::Error) -> SlotError {
+        SlotError::Read { slot: self.name, path: self.path.clone(), offset, length, error: cut_short(error) }
     }
 }

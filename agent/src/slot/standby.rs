@@ -13,6 +13,7 @@ use goldsync_proto::block::Geometry;
 use goldsync_proto::limits::BLOCK;
 use rustix::fs::{FallocateFlags, FlockOperation};
 
+use super::direct::Direct;
 use super::{
     Advice, Identity, Kind, SlotError, SlotName, Source, advise, cut_short, in_use, kind_of, length_of, open_error,
 };
@@ -38,6 +39,7 @@ pub struct Standby {
     name: SlotName,
     path: PathBuf,
     file: File,
+    direct: Direct,
     kind: Kind,
     capacity: u64,
 }
@@ -60,7 +62,8 @@ impl Standby {
             Kind::Device => length_of(&file).map_err(fail)?,
             Kind::File => wanted.limit.unwrap_or(u64::MAX),
         };
-        let standby = Self { name: slot, path: path.to_owned(), file, kind, capacity };
+        let direct = Direct::beside(&file, true);
+        let standby = Self { name: slot, path: path.to_owned(), file, direct, kind, capacity };
         standby.claim(Identity::from_metadata(&meta))?;
         standby.refuse_size(wanted)?;
         Ok(standby)
@@ -101,10 +104,19 @@ impl Standby {
         self.file.read_exact_at(buffer, offset).map_err(|error| self.read_error(offset, buffer.len(), error))
     }
 
+    /// The same, from the medium and not from the cache, where that can be had. After [`Standby::sync_data`].
+    pub fn read_medium(&self, offset: u64, buffer: &mut [u8]) -> Result<(), SlotError> {
+        match self.direct.read_at(offset, buffer) {
+            Some(read) => read.map_err(|error| self.read_error(offset, buffer.len(), error)),
+            None => self.read_at(offset, buffer),
+        }
+    }
+
     /// Writes whole blocks at a block's offset.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), SlotError> {
         self.hold(offset, bytes.len() as u64)?;
-        self.file.write_all_at(bytes, offset).map_err(|error| self.write_error(offset, bytes.len(), error))
+        let written = self.direct.write_at(offset, bytes).unwrap_or_else(|| self.file.write_all_at(bytes, offset));
+        written.map_err(|error| self.write_error(offset, bytes.len(), error))
     }
 
     /// Makes whole blocks zero: a hole where the medium can have one, written zeros where it cannot.
@@ -133,6 +145,16 @@ impl Standby {
         }
     }
 
+    /// Makes the slot share all bytes of the active slot, where both are files of a file system that can (XFS, Btrfs): at once,
+    /// with nothing copied. `false`: it cannot be had, and the slot is as it was.
+    pub fn clone_of(&self, active: &Source) -> bool {
+        if self.kind != Kind::File || active.kind() != Kind::File || active.len() > self.capacity {
+            return false;
+        }
+        let cloned = rustix::fs::ioctl_ficlone(&self.file, active.file());
+        cloned.inspect_err(|error| tracing::debug!(%error, "a slot that is not cloned")).is_ok()
+    }
+
     /// Returns once everything written is on the medium.
     pub fn sync_data(&self) -> Result<(), SlotError> {
         self.file.sync_data().map_err(|error| self.write_error(0, 0, error))
@@ -150,9 +172,17 @@ impl Standby {
         }
         let fail = |error: io::Error| open_error(self.name, &self.path, error);
         let held = self.file.metadata().map_err(fail)?.blocks() * 512;
+        self.check_free(data.saturating_sub(held))
+    }
+
+    /// Asks for room for so many bytes more than the file has. A device has its room.
+    pub fn check_free(&self, needed: u64) -> Result<(), SlotError> {
+        if self.kind == Kind::Device {
+            return Ok(());
+        }
+        let fail = |error: io::Error| open_error(self.name, &self.path, error);
         let system = rustix::fs::fstatvfs(&self.file).map_err(|error| fail(error.into()))?;
         let free = system.f_bavail.saturating_mul(system.f_frsize);
-        let needed = data.saturating_sub(held);
         if needed > free {
             return Err(SlotError::NoSpace { slot: self.name, path: self.path.clone(), needed, free });
         }

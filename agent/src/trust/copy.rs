@@ -10,7 +10,7 @@ use std::time::Duration;
 use goldsync_proto::limits::{TRUST_BYTES_MAX, TRUST_FILE_MAX};
 use goldsync_proto::trust::{FileName, ROOT};
 use serde::de::IgnoredAny;
-use tough::schema::{Root, Signed};
+use tough::schema::{Root, Signed, Timestamp};
 
 use super::TrustError;
 use super::view::Files;
@@ -127,7 +127,17 @@ fn is_root(name: &str) -> bool {
 
 /// Whether a file is one at all, and not what a disk made of it. All else is for the verification to say.
 fn sound(name: &str, bytes: &[u8]) -> bool {
-    if is_root(name) { root_version(bytes).is_some() } else { serde_json::from_slice::<IgnoredAny>(bytes).is_ok() }
+    match name.parse() {
+        Ok(FileName::Role { role, .. }) if role == ROOT => root_version(bytes).is_some(),
+        Ok(FileName::Timestamp) => timestamp_version(bytes).is_some(),
+        _ => serde_json::from_slice::<IgnoredAny>(bytes).is_ok(),
+    }
+}
+
+/// The version of a timestamp: the one role whose file's name does not tell it.
+pub(super) fn timestamp_version(bytes: &[u8]) -> Option<u64> {
+    let timestamp: Signed<Timestamp> = serde_json::from_slice(bytes).ok()?;
+    Some(timestamp.signed.version.get())
 }
 
 /// The version of a root that is signed by its own keys.

@@ -31,7 +31,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use goldsync_proto::limits::{TRUST_BYTES_MAX, TRUST_FILE_MAX, TRUST_FILES_MAX};
 use goldsync_proto::release::{Manifest, Pointer, ReleaseRef, Word};
-use goldsync_proto::trust::{FileName, ROOT};
+use goldsync_proto::trust::{FileName, ROOT, TIMESTAMP};
 use tough::schema::{Root, Signed};
 
 pub use error::TrustError;
@@ -215,9 +215,7 @@ fn versions_of(files: &Files) -> Result<BTreeMap<String, u64>, TrustError> {
         match name.parse()? {
             FileName::Role { role, version } => versions.insert(role, version),
             FileName::Timestamp => {
-                let timestamp: Result<Signed<tough::schema::Timestamp>, _> = serde_json::from_slice(bytes);
-                let timestamp = timestamp.map_err(|error| TrustError::Inconsistent(format!("{name}: {error}")))?;
-                versions.insert("timestamp".to_owned(), timestamp.signed.version.get())
+                copy::timestamp_version(bytes).and_then(|it| versions.insert(TIMESTAMP.to_owned(), it))
             }
             FileName::Target(_) => None,
         };

@@ -290,6 +290,27 @@ async fn target_files_are_wanted_one_after_the_other_and_only_if_missing_or_chan
     assert_eq!(trust.desired(&production()).await.unwrap().unwrap().1.release.to_string(), "web:2");
 }
 
+#[tokio::test]
+async fn a_rotten_file_is_only_lost_wherever_it_rots() {
+    let mint = Mint::with_release();
+    let (dir, _) = node(&mint).await;
+    for name in ["timestamp.json", "1.snapshot.json", "1.root.json"] {
+        let path = dir.path().join("current").join(name);
+        let good = fs::read(&path).unwrap();
+        for at in 0..good.len() {
+            let mut rotten = good.clone();
+            rotten[at] ^= 1;
+            fs::write(&path, &rotten).unwrap();
+            let mut trust = Trust::open(dir.path()).unwrap_or_else(|error| panic!("{name}, byte {at}: {error}"));
+            if at % 37 == 0 {
+                let taken = trust.absorb(mint.files()).await;
+                assert!(taken.is_ok() && trust.desired(&production()).await.is_ok(), "{name}, byte {at}: {taken:?}");
+            }
+        }
+        fs::write(dir.path().join("current").join(name), &good).unwrap();
+    }
+}
+
 /// What a test does to a mint before it signs once more, and to the files that it then sends.
 type Harm = fn(&mut Mint);
 type Tamper = fn(&Mint, &mut Vec<(String, Vec<u8>)>);

@@ -6,7 +6,7 @@ use clap::Parser;
 use goldsync_benches::compare::{self, Options};
 
 fn main() -> ExitCode {
-    if let Some(code) = goldsync_tests::programs::be_one().or_else(compare::stream::be_one) {
+    if let Some(code) = goldsync_tests::programs::be_one().or_else(compare::be_one) {
         return code;
     }
     let options = Options::parse();

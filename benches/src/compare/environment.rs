@@ -4,7 +4,8 @@ use std::fs;
 
 use serde::Serialize;
 
-use super::{download, rsync};
+use super::peers;
+use super::row::Tool;
 
 /// The machine and the peers.
 #[derive(Clone, Debug, Serialize)]
@@ -23,14 +24,21 @@ pub struct Environment {
     pub packets_counted: bool,
     /// Whether this program is an optimised one.
     pub optimised: bool,
-    /// rsync's version.
-    pub rsync: Option<String>,
-    /// zstd's version.
-    pub zstd: Option<String>,
+    /// The tools that were asked for.
+    pub tools: Vec<Installed>,
 }
 
-/// Looks.
-pub fn look(packets_counted: bool) -> Environment {
+/// A tool on this machine.
+#[derive(Clone, Debug, Serialize)]
+pub struct Installed {
+    /// Which.
+    pub tool: Tool,
+    /// Its version, or `None` if it is not there.
+    pub version: Option<String>,
+}
+
+/// Looks at the machine, and for `tools`.
+pub fn look(packets_counted: bool, tools: &[Tool]) -> Environment {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let field = |path: &str, key: &str| -> String {
         let text = read(path);
@@ -46,7 +54,13 @@ pub fn look(packets_counted: bool) -> Environment {
         load: number(read("/proc/loadavg")),
         packets_counted,
         optimised: !cfg!(debug_assertions),
-        rsync: rsync::version(),
-        zstd: download::version(),
+        tools: tools.iter().map(|tool| Installed { tool: *tool, version: peers::version(*tool) }).collect(),
+    }
+}
+
+impl Environment {
+    /// The tools that are not there.
+    pub fn missing(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.tools.iter().filter(|tool| tool.version.is_none()).map(|tool| tool.tool.name())
     }
 }

@@ -17,12 +17,23 @@ use serde::{Deserialize, Serialize};
 use super::loopback;
 use super::pairs::Pair;
 use super::process::{self, Cost, Memory, Meter};
-use super::row::{Row, Run, Tool};
+use super::row::{Knows, Row, Run, Tool};
 
 const CHANNEL: &str = "production";
 
 /// Blocks overwritten in the rows that drift.
-const DRIFTED: u64 = 200;
+const DRIFTED_BLOCKS: u64 = 200;
+
+/// A node that runs the old release; its standby slot is empty, and the server has the plan.
+pub const KNOWN: &str = "known base, standby empty";
+/// The row of a node that did an update before: the usual one.
+const STEADY: &str = "known base, standby holds the release before";
+/// The same, with [`DRIFTED_BLOCKS`] overwritten.
+pub const DRIFTED: &str = "known base, 200 blocks drifted";
+/// A node that has the old image, of which the server knows nothing.
+pub const UNKNOWN: &str = "unknown base, standby empty";
+/// A node that has nothing.
+pub const COLD: &str = "cold";
 
 /// What a pair came to.
 #[derive(Debug)]
@@ -214,9 +225,9 @@ pub fn measure(pair: &Pair, scratch: &Path, repeat: usize) -> Result<Measured> {
     measured
 }
 
-fn repeated(what: &str, repeat: usize, run: impl FnMut() -> Result<Run>) -> Result<Row> {
+fn repeated(what: &str, knows: Knows, repeat: usize, run: impl FnMut() -> Result<Run>) -> Result<Row> {
     let runs = std::iter::repeat_with(run).take(repeat).collect::<Result<Vec<_>>>().with_context(|| what.to_owned())?;
-    let row = Row::of(Tool::Goldsync, what, &runs);
+    let row = Row { knows, ..Row::of(Tool::Goldsync, what, &runs) };
     let (wire, path) = (row.median.wire(), row.median.path.as_deref().unwrap_or("nothing to do"));
     eprintln!("    {what}: {wire} bytes, by {path}, {:.2} s", row.median.client.wall);
     Ok(row)
@@ -235,22 +246,21 @@ fn from_release(pair: &Pair, folder: &Path, repeat: usize) -> Result<Measured> {
     }
     let (before_first, before_drift) = (Before::of(&first)?, Before::of(&drifts)?);
     drift(&drifts, fs::metadata(&pair.old)?.len() / 4096)?;
-    let before_both = both_hold_the_old(&both)?;
+    let (earlier, before_both) = steady(&stage, &both, pair, &knows)?;
     publishes.push(stage.publish("the new image", &pair.new, "2")?);
 
     let once = stage.run(&first, "sync", &golden)?;
-    rows.push(Row::of(Tool::Goldsync, "known base, first node of all: the plan is made", &[once]));
-    rows.push(repeated("known base, standby empty", repeat, || {
+    let first_of_all = Row::of(Tool::Goldsync, "known base, first node of all: the plan is made", &[once]);
+    rows.push(Row { knows: Knows::Base, ..first_of_all });
+    rows.push(repeated(KNOWN, Knows::Base, repeat, || {
         before_first.restore(None)?;
         stage.run(&first, "sync", &golden)
     })?);
-    if let Some(before) = before_both {
-        rows.push(repeated("known base, standby holds the old image", repeat, || {
-            before.restore(Some(&pair.old))?;
-            stage.run(&both, "sync", &golden)
-        })?);
-    }
-    rows.push(repeated(&format!("known base, {DRIFTED} blocks drifted"), repeat, || {
+    rows.push(repeated(STEADY, Knows::Base, repeat, || {
+        before_both.restore(Some(&earlier))?;
+        stage.run(&both, "sync", &golden)
+    })?);
+    rows.push(repeated(DRIFTED, Knows::Base, repeat, || {
         before_drift.restore(None)?;
         stage.run(&drifts, "sync", &golden)
     })?);
@@ -276,7 +286,7 @@ fn from_drift(pair: &Pair, folder: &Path, repeat: usize) -> Result<Measured> {
         node.agent(["sync"])?.ok()?;
         let before = Before::of(&node)?;
         place(&pair.old, &node.slot(node.active()?.context("an active slot")?.as_str()))?;
-        rows.push(repeated("repair", repeat, || {
+        rows.push(repeated("repair", Knows::Base, repeat, || {
             before.restore(None)?;
             stage.run(&node, "repair", &golden)
         })?);
@@ -287,7 +297,7 @@ fn from_drift(pair: &Pair, folder: &Path, repeat: usize) -> Result<Measured> {
 }
 
 fn no_op(stage: &Stage<'_>, node: &Node, golden: &str, repeat: usize) -> Result<Row> {
-    repeated("nothing to do", repeat, || stage.run(node, "sync", golden))
+    repeated("nothing to do", Knows::Base, repeat, || stage.run(node, "sync", golden))
 }
 
 /// A node with nothing. The first run makes the plan and does not count.
@@ -295,7 +305,7 @@ fn cold(stage: &Stage<'_>, golden: &str, repeat: usize) -> Result<Row> {
     let node = stage.node("cold")?;
     let before = Before::of(&node)?;
     stage.run(&node, "sync", golden)?;
-    repeated("cold", repeat, || {
+    repeated(COLD, Knows::Whole, repeat, || {
         before.restore(None)?;
         stage.run(&node, "sync", golden)
     })
@@ -310,7 +320,7 @@ fn unknown(pair: &Pair, folder: &Path, golden: &str, repeat: usize) -> Result<Ro
     place(&pair.old, &node.slot("a"))?;
     symlink(node.slot("a"), node.folder().join("current"))?;
     let before = Before::of(&node)?;
-    let row = repeated("unknown base, standby empty", repeat, || {
+    let row = repeated(UNKNOWN, Knows::Nothing, repeat, || {
         before.restore(None)?;
         stage.run(&node, "sync", golden)
     })?;
@@ -319,21 +329,23 @@ fn unknown(pair: &Pair, folder: &Path, golden: &str, repeat: usize) -> Result<Ro
     Ok(row)
 }
 
-/// Both slots proven to hold the old image, by the agent's own verbs: one block drifts, `repair` makes a golden copy in the
-/// other slot, and the block is put right again. `None` if the agent does not believe the first slot any more.
-fn both_hold_the_old(node: &Node) -> Result<Option<Before>> {
-    let slot = node.slot(node.active()?.context("an active slot")?.as_str());
-    flip(&slot, &[1])?;
-    node.agent(["repair"])?.ok()?;
-    flip(&slot, &[1])?;
-    let status = node.agent(["status", "--json"])?.ok()?.json()?;
-    let proven = status["slots"].as_array().is_some_and(|slots| slots.iter().all(|slot| slot["state"] == "proven"));
-    proven.then(|| Before::of(node)).transpose()
+/// A node that did an update before: the old image runs, and the standby slot holds the release before it, which is made up here,
+/// for only the old image is given: every thousandth block of it is another.
+fn steady(stage: &Stage<'_>, node: &Node, pair: &Pair, folder: &Path) -> Result<(PathBuf, Before)> {
+    let earlier = folder.join("earlier");
+    place(&pair.old, &earlier)?;
+    let blocks = fs::metadata(&earlier)?.len() / 4096;
+    flip(&earlier, &(0..blocks).step_by(1000).collect::<Vec<_>>())?;
+    stage.publish("the release before", &earlier, "0")?;
+    node.agent(["sync"])?.ok()?;
+    stage.server.promote("image:1", CHANNEL)?;
+    node.agent(["sync"])?.ok()?;
+    Ok((earlier, Before::of(node)?))
 }
 
 /// Overwrites blocks of the active slot, spread evenly.
 fn drift(node: &Node, blocks: u64) -> Result<()> {
-    let count = DRIFTED.min(blocks / 4).max(1);
+    let count = DRIFTED_BLOCKS.min(blocks / 4).max(1);
     let at: Vec<u64> = (0..count).map(|index| (index * blocks + blocks / 3) / count % blocks).collect();
     flip(&node.slot(node.active()?.context("an active slot")?.as_str()), &at)
 }

@@ -35,6 +35,30 @@ pub struct Cost {
     pub dirtied: u64,
 }
 
+impl Cost {
+    /// This and what came after it.
+    pub fn then(self, next: Self) -> Self {
+        Self {
+            wall: self.wall + next.wall,
+            cpu: self.cpu + next.cpu,
+            resident: self.resident.max(next.resident),
+            anonymous: self.anonymous.max(next.anonymous),
+            dirtied: self.dirtied + next.dirtied,
+        }
+    }
+}
+
+/// A program that serves until this is dropped.
+#[derive(Debug)]
+pub struct Server(pub Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A program's output and its cost.
 #[derive(Debug)]
 pub struct Finished {
@@ -44,24 +68,66 @@ pub struct Finished {
     pub cost: Cost,
 }
 
+/// A program that was stopped because it took too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLong(pub Duration);
+
+impl std::fmt::Display for TooLong {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "stopped after {} s, which was not enough", self.0.as_secs())
+    }
+}
+
+impl std::error::Error for TooLong {}
+
 /// Runs `command` to its end, which must be a good one. `scratch` takes its output.
-pub fn run(mut command: Command, scratch: &Path) -> Result<Finished> {
+pub fn run(command: Command, scratch: &Path) -> Result<Finished> {
+    run_within(command, scratch, Duration::MAX)
+}
+
+/// The same, but not for longer than `limit`: [`TooLong`].
+pub fn run_within(mut command: Command, scratch: &Path, limit: Duration) -> Result<Finished> {
     let line = format!("{command:?}");
     let (out, err) = (scratch.join("stdout"), scratch.join("stderr"));
     command.stdin(std::process::Stdio::null()).stdout(File::create(&out)?).stderr(File::create(&err)?);
     let start = Instant::now();
     let child = command.spawn().with_context(|| format!("start {line}"))?;
     let sampler = Sampler::start(child.id());
-    let (code, usage) = wait(child)?;
+    let in_time = wait_until(&child, limit)?;
     let wall = start.elapsed().as_secs_f64();
+    let (code, usage) = wait(child)?;
     let (resident, anonymous) = sampler.stop();
     let (stdout, stderr) = (fs::read(&out)?, fs::read(&err)?);
     let stdout = String::from_utf8_lossy(&stdout).into_owned();
     let cost = Cost { wall, cpu: usage.cpu, resident, anonymous, dirtied: usage.dirtied };
+    ensure!(in_time, TooLong(limit));
     if code != 0 {
         bail!("{line} ended with {code}:\n{stdout}{}", String::from_utf8_lossy(&stderr));
     }
     Ok(Finished { stdout, cost })
+}
+
+/// Waits until the child has ended, and kills it if it does not in time; it is there to be waited for afterwards either way.
+#[allow(unsafe_code, reason = "the standard library cannot wait without taking the child away")]
+fn wait_until(child: &Child, limit: Duration) -> Result<bool> {
+    let pid = child.id();
+    let (ended, watch) = std::sync::mpsc::channel::<()>();
+    // The child stays a zombie until `wait`, so that its number is nobody else's when it is killed.
+    let killer = std::thread::spawn(move || {
+        let late = watch.recv_timeout(limit) == Err(std::sync::mpsc::RecvTimeoutError::Timeout);
+        if late {
+            // SAFETY: takes numbers; the process is our own child, not yet taken away.
+            unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) };
+        }
+        late
+    });
+    // SAFETY: plain old data, for which all zeros is a value.
+    let mut told: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a live local of the right type; the process is our own child.
+    let got = unsafe { libc::waitid(libc::P_PID, pid, &mut told, libc::WEXITED | libc::WNOWAIT) };
+    ensure!(got == 0, "wait for process {pid}: {}", std::io::Error::last_os_error());
+    drop(ended);
+    Ok(!killer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
 
 struct Usage {
@@ -222,6 +288,15 @@ mod tests {
         command.args(["-c", "echo why >&2; exit 3"]);
         let error = run(command, folder.path()).unwrap_err().to_string();
         assert!(error.contains("ended with 3") && error.contains("why"), "{error}");
+    }
+
+    #[test]
+    fn a_program_that_takes_too_long_is_stopped() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sleep");
+        command.arg("600");
+        let error = run_within(command, folder.path(), Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.downcast_ref(), Some(&TooLong(Duration::from_millis(50))));
     }
 
     #[test]

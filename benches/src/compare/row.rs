@@ -1,20 +1,95 @@
 //! One line of the comparison: a tool, in a situation, on a pair; the medians of some runs.
 
+use clap::ValueEnum;
 use serde::Serialize;
 
 use super::loopback::Crossed;
 use super::process::Cost;
 
 /// Whose line it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
 pub enum Tool {
     /// Ours.
     Goldsync,
     /// rsync's daemon and client.
     Rsync,
+    /// zsync over HTTP.
+    Zsync,
+    /// casync over HTTP.
+    Casync,
+    /// bita over HTTP.
+    Bita,
+    /// zchunk over HTTP.
+    Zchunk,
+    /// librsync's rdiff.
+    Rdiff,
+    /// A patch by xdelta3.
+    Xdelta3,
+    /// A patch by zstd.
+    ZstdPatch,
     /// The whole image, compressed with zstd.
-    Download,
+    Zstd,
+}
+
+/// What the publisher must know of the node for a row to be possible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Knows {
+    /// The very image that the node has.
+    Base,
+    /// Nothing: the node finds out what it has.
+    Nothing,
+    /// Nothing, and the node's own image is of no use.
+    Whole,
+}
+
+impl Tool {
+    /// All, in the order of the tables.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Self::value_variants().iter().copied()
+    }
+
+    /// What every row of it begins with.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Goldsync => "goldsync",
+            Self::Rsync => "rsync",
+            Self::Zsync => "zsync",
+            Self::Casync => "casync",
+            Self::Bita => "bita",
+            Self::Zchunk => "zchunk",
+            Self::Rdiff => "rdiff",
+            Self::Xdelta3 => "xdelta3",
+            Self::ZstdPatch => "zstd --patch-from",
+            Self::Zstd => "zstd",
+        }
+    }
+
+    /// What its rows' bytes on the wire are.
+    pub fn measured(self) -> &'static str {
+        match self {
+            Self::Goldsync => {
+                "UDP payload of the whole connection, both ways, as quinn counts it: TLS, handshake and metadata included"
+            }
+            Self::Rsync => "what the client read and wrote on its socket (--stats): no TCP heads, no encryption",
+            Self::Zsync | Self::Casync | Self::Bita | Self::Zchunk => {
+                "all bytes of all HTTP connections, both ways, heads and index included: no TCP heads, no encryption"
+            }
+            Self::Rdiff => "the signature's file up and the delta's down: no protocol at all",
+            Self::Xdelta3 | Self::ZstdPatch => "the patch file's size: no protocol at all",
+            Self::Zstd => "the compressed file's size: no protocol at all",
+        }
+    }
+
+    /// What its publisher must know; goldsync's depends on the row.
+    pub fn knows(self) -> Knows {
+        match self {
+            Self::Xdelta3 | Self::ZstdPatch => Knows::Base,
+            Self::Zstd => Knows::Whole,
+            _ => Knows::Nothing,
+        }
+    }
 }
 
 /// What one run took.
@@ -59,6 +134,14 @@ pub struct Row {
     pub tool: Tool,
     /// The situation, or the settings.
     pub what: String,
+    /// Its version.
+    pub version: Option<String>,
+    /// What its bytes on the wire are.
+    pub measured: &'static str,
+    /// What the publisher must know of the node.
+    pub knows: Knows,
+    /// What making the published files took, once, if there are any beside the image.
+    pub made: Option<Cost>,
     /// How many runs.
     pub runs: usize,
     /// Their medians, value by value.
@@ -67,7 +150,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// The medians of `runs`, which is not empty.
+    /// The medians of `runs`, which is not empty; nothing was made.
     pub fn of(tool: Tool, what: impl Into<String>, runs: &[Run]) -> Self {
         let whole = |pick: &dyn Fn(&Run) -> u64| middle(runs.iter().map(pick).collect(), u64::cmp);
         let real = |pick: &dyn Fn(&Run) -> f64| middle(runs.iter().map(pick).collect(), f64::total_cmp);
@@ -96,7 +179,16 @@ impl Row {
             repaired: optional(&|run| run.repaired),
             path: runs.first().and_then(|run| run.path.clone()),
         };
-        Self { tool, what: what.into(), runs: runs.len(), median }
+        Self {
+            tool,
+            what: what.into(),
+            version: None,
+            measured: tool.measured(),
+            knows: tool.knows(),
+            made: None,
+            runs: runs.len(),
+            median,
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use quinn::{ClientConfig, Endpoint, ServerConfig, TransportConfig, VarInt};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::Serialize;
 
-use super::process::{self, Cost};
+use super::process::{self, Cost, Server};
 
 /// The word by which this executable becomes the sender.
 pub const SEND: &str = "raw-send";
@@ -56,7 +56,7 @@ fn once(bytes: u64, scratch: &Path) -> Result<Stream> {
     let this = std::env::current_exe()?;
     let sender =
         Command::new(&this).arg(SEND).arg(&folder).arg(bytes.to_string()).spawn().context("start the sender")?;
-    let mut sender = Ended(sender);
+    let sender = Server(sender);
     let address = folder.join("address");
     let until = Instant::now() + Duration::from_secs(10);
     while !address.exists() {
@@ -68,21 +68,12 @@ fn once(bytes: u64, scratch: &Path) -> Result<Stream> {
     let before = process::cpu(sender.0.id());
     let finished = process::run(command, &folder)?;
     let sender_cpu = process::cpu(sender.0.id()) - before;
-    let _ = sender.0.kill();
+    drop(sender);
     let words: Vec<&str> = finished.stdout.split_whitespace().collect();
     let [got, seconds] = words[..] else { anyhow::bail!("the receiver said {:?}", finished.stdout) };
     ensure!(got.parse::<u64>()? == bytes, "{got} of {bytes} bytes arrived");
     fs::remove_dir_all(&folder)?;
     Ok(Stream { bytes, rate: bytes as f64 / seconds.parse::<f64>()?, receiver: finished.cost, sender_cpu })
-}
-
-struct Ended(std::process::Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// If this process was started as one of the two ends, be it.

@@ -21,9 +21,9 @@ pub struct Votes {
 }
 
 impl Votes {
-    /// Samples a base, on all cores.
-    pub fn of(base: &[u8]) -> Self {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    /// Samples a base, on all cores, but on no more threads than that.
+    pub fn of(base: &[u8], threads: usize) -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(threads).max(1);
         let part = base.len().div_ceil(threads).next_multiple_of(SEGMENT).max(SEGMENT);
         let mut samples: Vec<u64> = std::thread::scope(|scope| {
             let sample = |index: usize, bytes: &[u8]| {

@@ -12,6 +12,11 @@ use super::Owners;
 use crate::grain::GrainHash;
 use crate::limits::GRAIN;
 
+/// Whether a round that found so many of its grains is the last: next to nothing of the image is here.
+pub fn is_last_round(found: u32, of: u32) -> bool {
+    found.saturating_mul(64) < of
+}
+
 /// Bytes in a window.
 const WINDOW: usize = GRAIN as usize;
 

@@ -12,6 +12,7 @@ use super::problem::{ApiError, ApiResult};
 use super::types::{Channel, Problem, PromoteRequest, Promotion};
 use crate::channel;
 use crate::hub::Hub;
+use crate::likely;
 
 /// Every channel.
 #[utoipa::path(get, path = "/v1/channels", tag = "channels",
@@ -61,7 +62,7 @@ pub async fn promote(
     done.await.map_err(ApiError::internal)?.map(Json)
 }
 
-async fn point(hub: &Hub, caller: &Caller, name: &str, request: &PromoteRequest) -> ApiResult<Channel> {
+async fn point(hub: &Arc<Hub>, caller: &Caller, name: &str, request: &PromoteRequest) -> ApiResult<Channel> {
     let name = known(hub, name)?;
     let pointer = read(&name, &request.pointer)?;
     let _alone = hub.publishing.lock().await;
@@ -74,6 +75,10 @@ async fn point(hub: &Hub, caller: &Caller, name: &str, request: &PromoteRequest)
         hub.catalog.promote(&pointer, &request.pointer, act).await?;
     }
     channel::announce(&hub.roster, &name);
+    // Nodes may have moved since it was published.
+    if let Some(row) = hub.catalog.release(&pointer.release).await? {
+        likely::prepare(hub, &row.manifest);
+    }
     let found = all(hub).await?.into_iter().find(|channel| channel.channel == name);
     found.ok_or_else(|| ApiError::internal(format!("channel {name} is gone")))
 }

@@ -24,7 +24,8 @@ use super::{channels, fleet, nodes, releases, schema, status, trust, types, uplo
     ),
     components(schemas(
         types::Problem, types::Status, types::UploadRequest, types::UploadState, types::Missing, types::Uploaded,
-        types::ReleaseRequest, types::Release, types::PruneRequest, types::Pruning, types::PruningRelease,
+        types::ReleaseRequest, types::Release, types::LikelyBase, types::PlanGrade,
+         types::PruneRequest, types::Pruning, types::PruningRelease,
         types::PromoteRequest, types::Channel, types::Promotion,
         types::TokenRequest, types::Token, types::Node, types::SyncRequest, types::SyncOrder, types::SyncEvent,
         types::AuditEntry, types::TrustFiles, types::TrustRequest, types::TrustRole, types::OnlineKeys,

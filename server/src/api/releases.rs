@@ -10,9 +10,11 @@ use goldsync_proto::release::{Manifest, RELEASES_ROLE, ReleaseRef};
 use super::auth::Caller;
 use super::body::{JsonBody, parse};
 use super::problem::{ApiError, ApiResult};
-use super::types::{Problem, PruneRequest, Pruning, Release, ReleaseRequest};
+use super::types::{LikelyBase, PlanGrade, Problem, PruneRequest, Pruning, Release, ReleaseRequest};
 use crate::catalog::{NewRelease, ReleaseRow, Taken};
 use crate::hub::Hub;
+use crate::likely;
+use crate::packs::{Grade, Progress};
 use crate::prune::{self, PRUNE};
 
 /// Every release, newest first.
@@ -25,7 +27,7 @@ pub async fn list(State(hub): State<Arc<Hub>>) -> ApiResult<Json<Vec<Release>>> 
         let points = pointers.iter().filter(|pointer| pointer.release == row.manifest.release);
         let channels = points.map(|pointer| pointer.channel.clone()).collect();
         let ReleaseRow { manifest, published_by, published_at, added } = row;
-        Release { manifest, published_by, published_at, added, channels }
+        Release { manifest, published_by, published_at, added, channels, bases: vec![] }
     };
     Ok(Json(rows.into_iter().map(shown).collect()))
 }
@@ -49,7 +51,20 @@ async fn find(hub: &Hub, release: &ReleaseRef) -> ApiResult<Release> {
     let pointers = hub.catalog.pointers().await?;
     let channels = pointers.into_iter().filter(|p| p.release == *release).map(|p| p.channel).collect();
     let ReleaseRow { manifest, published_by, published_at, added } = row;
-    Ok(Release { manifest, published_by, published_at, added, channels })
+    let bases = likely::bases(hub, &manifest).await?.into_iter().map(|base| shown(hub, base, &manifest)).collect();
+    Ok(Release { manifest, published_by, published_at, added, channels, bases })
+}
+
+fn shown(hub: &Hub, base: likely::Base, manifest: &Manifest) -> LikelyBase {
+    let likely::Base { image, releases, nodes } = base;
+    let Progress { made, under_way } = hub.packs.progress(Some(image), manifest.image);
+    let plan = match made {
+        Some((Grade::Quick, _)) => PlanGrade::Quick,
+        Some((Grade::Thorough, _)) => PlanGrade::Thorough,
+        None if under_way => PlanGrade::Preparing,
+        None => PlanGrade::None,
+    };
+    LikelyBase { image, releases, nodes, plan, under_way, bytes: made.map(|(_, bytes)| bytes) }
 }
 
 /// Make a release visible. The image must be stored, whole and proven. The same release again changes nothing.
@@ -100,7 +115,7 @@ async fn take(hub: &Arc<Hub>, caller: &Caller, request: &ReleaseRequest) -> ApiR
         .act("release.publish", format!("{release} image {} ({} bytes, {added} added)", manifest.image, manifest.size));
     hub.catalog.add_release(NewRelease { manifest: &manifest, text: &request.manifest, added }, act).await?;
     tracing::info!(%release, image = %manifest.image, "published");
-    prepare_plans(hub, &manifest).await?;
+    likely::prepare(hub, &manifest);
     Ok((StatusCode::CREATED, Json(find(hub, release).await?)))
 }
 
@@ -116,25 +131,4 @@ fn stored(hub: &Hub, manifest: &Manifest) -> ApiResult<u64> {
         return Err(ApiError::bad_request(message).remedy("sign what `POST /v1/uploads/{image}/complete` answered"));
     }
     Ok(record.added)
-}
-
-/// Nodes of a channel that runs an older release of the same name will soon ask for the way from there to here: the
-/// plan is made now, so that the first of them need not wait.
-async fn prepare_plans(hub: &Arc<Hub>, manifest: &Manifest) -> ApiResult<()> {
-    let mut bases = vec![None];
-    let pointers = hub.catalog.pointers().await?.into_iter();
-    for pointer in pointers.filter(|p| p.release.name == manifest.release.name && p.image != manifest.image) {
-        if !bases.contains(&Some(pointer.image)) {
-            bases.push(Some(pointer.image));
-        }
-    }
-    let (packs, target) = (hub.packs.clone(), manifest.image);
-    tokio::spawn(async move {
-        for base in bases {
-            if let Err(error) = packs.prepare(base, target).await {
-                tracing::warn!(%error, "a plan could not be made ahead of time");
-            }
-        }
-    });
-    Ok(())
 }

@@ -107,6 +107,44 @@ pub struct Release {
     /// The channels that point at it.
     #[schema(value_type = Vec<String>)]
     pub channels: Vec<Word>,
+    /// The images that nodes will mostly come from, and how far the plans from there are. In a list of releases: nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bases: Vec<LikelyBase>,
+}
+
+/// An image that nodes will come from to a release.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LikelyBase {
+    /// Its id.
+    #[schema(value_type = String)]
+    pub image: ImageId,
+    /// The releases that it was published as.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub releases: Vec<ReleaseRef>,
+    /// Nodes that run it.
+    pub nodes: u64,
+    /// The plan that a node would get.
+    pub plan: PlanGrade,
+    /// Whether it, or a better one, is being made or waits for its turn.
+    pub under_way: bool,
+    /// What it costs a node: the plan and all that it fetches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+}
+
+/// How much work went into a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PlanGrade {
+    /// There is none yet; it is made when a node asks.
+    None,
+    /// There is none yet, and the first is being made.
+    Preparing,
+    /// As much as a waiting node has time for.
+    Quick,
+    /// As much as pays.
+    Thorough,
 }
 
 /// `POST /v1/releases/prune`: take releases out for good: all of them or none.

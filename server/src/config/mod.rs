@@ -39,6 +39,8 @@ pub struct Config {
     pub nodes: Nodes,
     /// How fleet orders are held.
     pub orders: Orders,
+    /// How plans are made.
+    pub plans: Plans,
     /// How images are kept.
     pub store: Store,
 }
@@ -83,6 +85,21 @@ pub struct Store {
     pub grace: Span,
 }
 
+/// How plans are made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Plans {
+    /// Whether each plan is made again in the background, with more work: about half the bytes for a minute of one core a GiB
+    /// of image. Default true.
+    pub thorough: bool,
+}
+
+impl Default for Plans {
+    fn default() -> Self {
+        Self { thorough: true }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
@@ -93,6 +110,7 @@ impl Default for Config {
             names: Vec::new(),
             nodes: Nodes::default(),
             orders: Orders::default(),
+            plans: Plans::default(),
             store: Store::default(),
         }
     }

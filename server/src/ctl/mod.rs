@@ -10,6 +10,7 @@
 //! not at all.
 
 mod audit;
+pub mod bench;
 mod calls;
 mod channel;
 mod client;
@@ -92,6 +93,9 @@ async fn at_the_desk(verb: Verb, folder: Option<PathBuf>, interrupted: &Interrup
         interrupted.leaves("the folders may be half made; the next `goldsync init` names what is in its way");
         return init::run(args, folder).await;
     }
+    if let Verb::Bench(args) = verb {
+        return bench::run(args).await;
+    }
     let desk = Desk::open(folder, interrupted.clone())?;
     match verb {
         Verb::Publish(args) => publish::run(&desk, &args).await,
@@ -112,7 +116,7 @@ async fn at_the_desk(verb: Verb, folder: Option<PathBuf>, interrupted: &Interrup
         Verb::Fleet(cli::Fleet::Status(args)) => fleet::status(&desk, &args).await,
         Verb::Audit(args) => audit::run(&desk, &args).await,
         Verb::Status(args) => status::run(&desk, &args).await,
-        Verb::Init(_) | Verb::Serve(_) | Verb::Completions(_) | Verb::Man(_) => Ok(()),
+        Verb::Init(_) | Verb::Serve(_) | Verb::Bench(_) | Verb::Completions(_) | Verb::Man(_) => Ok(()),
     }
 }
 

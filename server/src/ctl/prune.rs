@@ -109,7 +109,7 @@ mod tests {
     fn release(name: &str, day: u32) -> Release {
         let published_at = format!("2026-11-{day:02}T00:00:00.000Z");
         let manifest = manifest(name, name.as_bytes());
-        Release { manifest, published_by: "ann".into(), published_at, added: 0, channels: vec![] }
+        Release { manifest, published_by: "ann".into(), published_at, added: 0, channels: vec![], bases: vec![] }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::channel::unknown;
 use super::fail::Outcome;
 use super::table::{Column, Table, plain};
 use super::{Desk, screen, show};
-use crate::api::types;
+use crate::api::types::{self, LikelyBase, PlanGrade};
 use crate::cli::{ReleaseList, ReleaseShow};
 
 /// `goldsync release list`
@@ -67,10 +67,31 @@ fn details(release: &types::Release) -> String {
     line("published", format!("{} UTC by {}", show::time(&release.published_at), release.published_by));
     line("added", format!("{} to the store", show::bytes(release.added)));
     let section = |section: Section| format!("{} ({})", section.name, show::bytes(section.length));
+    for base in &release.bases {
+        line("plan from", plan(base));
+    }
     line("subtrees", section(manifest.sections.subtrees));
     line("blocks", section(manifest.sections.blocks));
     line("rolling", section(manifest.sections.rolling));
     lines.join("\n")
+}
+
+/// `web:1 (3 nodes): thorough, 1.2 MiB`
+fn plan(base: &LikelyBase) -> String {
+    let from = match &base.releases[..] {
+        [] => format!("image {}", base.image.short()),
+        releases => releases.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    };
+    let nodes = if base.nodes == 1 { "1 node".into() } else { format!("{} nodes", base.nodes) };
+    let state = match base.plan {
+        PlanGrade::None => "none; made when a node asks",
+        PlanGrade::Preparing => "preparing",
+        PlanGrade::Quick if base.under_way => "quick, a thorough one is being made",
+        PlanGrade::Quick => "quick",
+        PlanGrade::Thorough => "thorough",
+    };
+    let bytes = base.bytes.map(|bytes| format!(", {}", show::bytes(bytes))).unwrap_or_default();
+    format!("{from} ({nodes}): {state}{bytes}")
 }
 
 #[cfg(test)]
@@ -97,6 +118,24 @@ mod tests {
             published_at: "2026-11-21T09:00:01Z".into(),
             added: 3 << 20,
             channels: vec!["dev".parse().unwrap(), "staging".parse().unwrap()],
+            bases: vec![
+                LikelyBase {
+                    image: ImageId::of(b"w"),
+                    releases: vec!["web:2026.11.20".parse().unwrap()],
+                    nodes: 3,
+                    plan: PlanGrade::Quick,
+                    under_way: true,
+                    bytes: Some(1 << 20),
+                },
+                LikelyBase {
+                    image: ImageId::of(b"v"),
+                    releases: vec![],
+                    nodes: 1,
+                    plan: PlanGrade::None,
+                    under_way: false,
+                    bytes: None,
+                },
+            ],
         }
     }
 
@@ -118,5 +157,8 @@ mod tests {
         assert!(text.contains("size           160 MiB (167772160 bytes)"), "{text}");
         assert!(text.contains("label          commit=4f1c [31m"), "{text}");
         assert!(!text.contains('\u{1b}'));
+        let first = "plan from      web:2026.11.20 (3 nodes): quick, a thorough one is being made, 1 MiB";
+        assert!(text.contains(first), "{text}");
+        assert!(text.contains(" (1 node): none; made when a node asks\n"), "{text}");
     }
 }

@@ -118,7 +118,7 @@ impl Table {
 }
 
 /// `text` in lines of at most `width` characters, broken between words where there are any.
-fn wrap(text: &str, width: usize) -> Vec<String> {
+pub fn wrap(text: &str, width: usize) -> Vec<String> {
     let (mut lines, mut line) = (Vec::new(), String::new());
     for word in text.split(' ') {
         let gap = usize::from(!line.is_empty());

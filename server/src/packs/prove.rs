@@ -21,11 +21,12 @@ use crate::store::Lru;
 /// Bytes of unpacked packs that each thread keeps: repeated blocks point back.
 const KEPT_BYTES: u64 = 16 << 20;
 
-/// The image that a server's plan gives; its packs lie in `packs`, its one object.
-pub(super) fn carry_out(plan: &Plan, base: &[u8], packs: &[u8]) -> Result<ImageId, String> {
+/// The image that a server's plan gives; its packs lie in `packs`, its one object. On all cores, but on no more threads than
+/// that.
+pub(crate) fn carry_out(plan: &Plan, base: &[u8], packs: &[u8], threads: usize) -> Result<ImageId, String> {
     let job = Job { plan, base, packs, starts: starts_of(&plan.steps) };
     let regions = plan.geometry.regions();
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).clamp(1, 16) as u32;
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(threads).clamp(1, 16) as u32;
     let share = regions.div_ceil(threads).max(1);
     let job = &job;
     let hashes: Result<Vec<_>, String> = std::thread::scope(|scope| {
@@ -153,7 +154,7 @@ mod tests {
     fn a_good_plan_gives_its_target() {
         let (base, target) = images();
         let (plan, packs) = made(&base, &target);
-        assert_eq!(carry_out(&plan, &base, &packs), Ok(plan.target));
+        assert_eq!(carry_out(&plan, &base, &packs, 16), Ok(plan.target));
     }
 
     #[test]
@@ -162,15 +163,15 @@ mod tests {
         let (plan, packs) = made(&base, &target);
         let mut rotten = base.clone();
         rotten[500 * BLOCK as usize] ^= 1;
-        assert!(carry_out(&plan, &rotten, &packs) != Ok(plan.target));
-        assert!(carry_out(&plan, &base[BLOCK as usize..], &packs).is_err());
-        assert!(carry_out(&plan, &base, &packs[1..]).is_err());
+        assert!(carry_out(&plan, &rotten, &packs, 16) != Ok(plan.target));
+        assert!(carry_out(&plan, &base[BLOCK as usize..], &packs, 16).is_err());
+        assert!(carry_out(&plan, &base, &packs[1..], 16).is_err());
         let mut other = plan.clone();
         other.steps[0] = Step::Copy { source: Source::Active, from: 4, count: other.steps[0].count() - 1 };
         other.steps.insert(1, Step::Zero { count: 1 });
-        assert!(carry_out(&other, &base, &packs).is_ok_and(|id| id != plan.target));
+        assert!(carry_out(&other, &base, &packs, 16).is_ok_and(|id| id != plan.target));
         let mut other = plan;
         other.steps[0] = Step::Fetch { count: other.steps[0].count() };
-        assert!(carry_out(&other, &base, &packs).is_err());
+        assert!(carry_out(&other, &base, &packs, 16).is_err());
     }
 }

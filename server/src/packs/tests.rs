@@ -16,7 +16,11 @@ struct Server {
 }
 
 async fn open(folder: &Path) -> Server {
-    open_with(folder, PacksOptions::default()).await
+    open_with(folder, quick_only()).await
+}
+
+fn quick_only() -> PacksOptions {
+    PacksOptions { thorough: None, ..Default::default() }
 }
 
 async fn open_with(folder: &Path, options: PacksOptions) -> Server {
@@ -92,7 +96,7 @@ async fn many_requests_at_once_are_one_computation_and_one_plan() {
 #[tokio::test]
 async fn who_waits_too_long_is_told_to_come_again_and_the_work_goes_on() {
     let folder = tempfile::tempdir().unwrap();
-    let server = open_with(folder.path(), PacksOptions { wait: Duration::ZERO, ..Default::default() }).await;
+    let server = open_with(folder.path(), PacksOptions { wait: Duration::ZERO, ..quick_only() }).await;
     let bytes = noise(300, 1);
     publish(&server.uploads, &bytes).await.unwrap();
     let target = ImageId::of(&bytes);
@@ -108,7 +112,7 @@ async fn who_waits_too_long_is_told_to_come_again_and_the_work_goes_on() {
 #[tokio::test]
 async fn a_plan_from_a_rotten_file_is_never_served_and_the_next_one_is_good() {
     let folder = tempfile::tempdir().unwrap();
-    let server = open_with(folder.path(), PacksOptions { failure_kept: Duration::ZERO, ..Default::default() }).await;
+    let server = open_with(folder.path(), PacksOptions { failure_kept: Duration::ZERO, ..quick_only() }).await;
     let (old, new) = old_and_new();
     publish(&server.uploads, &old).await.unwrap();
     publish(&server.uploads, &new).await.unwrap();
@@ -122,6 +126,100 @@ async fn a_plan_from_a_rotten_file_is_never_served_and_the_next_one_is_good() {
     assert_eq!(fs::read_dir(folder.path().join("plans")).unwrap().count(), 0);
     let plan = server.plan(base, target).await;
     assert!(apply(&server.store, &plan, &old).await == new);
+}
+
+/// A program of which a new version means other addresses: what near copies are for.
+fn shifted() -> (Vec<u8>, Vec<u8>) {
+    let old = noise(300, 1);
+    let mut new = old.clone();
+    new.chunks_exact_mut(4).skip(3).step_by(9).for_each(|operand| operand[0] = operand[0].wrapping_add(0x40));
+    (old, new)
+}
+
+impl Server {
+    async fn until_thorough(&self, base: Option<ImageId>, target: ImageId) {
+        let thorough = |progress: Progress| progress.made.is_some_and(|(grade, _)| grade == Grade::Thorough);
+        while !thorough(self.packs.progress(base, target)) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_thorough_plan_takes_the_quick_ones_place_and_who_began_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (old, new) = shifted();
+    let (base, target) = (Some(ImageId::of(&old)), ImageId::of(&new));
+    let quick = {
+        let server = open(folder.path()).await;
+        publish(&server.uploads, &old).await.unwrap();
+        publish(&server.uploads, &new).await.unwrap();
+        assert_eq!(server.packs.progress(base, target), Progress { made: None, under_way: false });
+        let quick = server.plan(base, target).await;
+        let Progress { made: Some((Grade::Quick, bytes)), under_way: false } = server.packs.progress(base, target)
+        else {
+            panic!("{:?}", server.packs.progress(base, target));
+        };
+        assert!(bytes > quick.wire_bytes());
+        quick
+    };
+    // What is still quick when a server starts is taken up, without anybody asking; until it is ready, the quick one serves.
+    let server = open_with(folder.path(), PacksOptions::default()).await;
+    assert!(server.packs.progress(base, target).under_way);
+    server.until_thorough(base, target).await;
+    let thorough = server.plan(base, target).await;
+    assert!(thorough.wire_bytes() * 2 < quick.wire_bytes(), "{} of {}", thorough.wire_bytes(), quick.wire_bytes());
+    assert!(apply(&server.store, &thorough, &old).await == new);
+    assert_ne!(thorough.objects, quick.objects);
+    assert!(apply(&server.store, &quick, &old).await == new, "who has the quick plan finishes with it");
+    assert_eq!((server.packs.made(), server.packs.improved()), (0, 1));
+
+    // It lasts, and is not made again.
+    drop(server);
+    let server = open_with(folder.path(), PacksOptions::default()).await;
+    assert!(!server.packs.progress(base, target).under_way);
+    assert_eq!(server.plan(base, target).await, thorough);
+    assert_eq!((server.packs.made(), server.packs.improved()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_node_that_waits_gets_a_plan_before_the_thorough_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (old, new) = shifted();
+    let (base, target) = (Some(ImageId::of(&old)), ImageId::of(&new));
+    let server = open_with(folder.path(), PacksOptions::default()).await;
+    publish(&server.uploads, &old).await.unwrap();
+    publish(&server.uploads, &new).await.unwrap();
+    // Another pair's thorough plan is in the making for as long as this is held.
+    let turn = server.packs.thorough.turn.acquire().await.unwrap();
+    let quick = server.plan(base, target).await;
+    assert!(matches!(server.packs.progress(base, target).made, Some((Grade::Quick, _))));
+    assert!(server.packs.progress(base, target).under_way);
+    drop(turn);
+    server.until_thorough(base, target).await;
+    assert_ne!(server.plan(base, target).await, quick);
+}
+
+#[tokio::test]
+async fn a_thorough_plan_that_fails_leaves_the_quick_one_and_is_not_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (old, new) = shifted();
+    let (base, target) = (Some(ImageId::of(&old)), ImageId::of(&new));
+    let server = open_with(folder.path(), PacksOptions::default()).await;
+    publish(&server.uploads, &old).await.unwrap();
+    publish(&server.uploads, &new).await.unwrap();
+    let turn = server.packs.thorough.turn.acquire().await.unwrap();
+    let quick = server.plan(base, target).await;
+    let path = folder.path().join("cache").join(format!("{target}.img"));
+    std::os::unix::fs::FileExt::write_all_at(&File::options().write(true).open(path).unwrap(), b"rot", 9000).unwrap();
+    drop(turn);
+    while server.packs.progress(base, target).under_way {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(server.plan(base, target).await, quick);
+    assert!(!server.packs.progress(base, target).under_way);
+    assert_eq!((server.packs.made(), server.packs.improved()), (1, 0));
+    assert_eq!(fs::read_dir(folder.path().join("plans")).unwrap().count(), 1, "no draft is left");
 }
 
 #[tokio::test]
@@ -170,13 +268,13 @@ async fn a_failure_is_answered_from_memory_for_a_while() {
     let target = ImageId::of(&bytes);
     for (failure_kept, tried_again) in [(Duration::MAX, false), (Duration::ZERO, true)] {
         publish(&open(folder.path()).await.uploads, &bytes).await.unwrap();
-        let server = open_with(folder.path(), PacksOptions { failure_kept, ..Default::default() }).await;
+        let server = open_with(folder.path(), PacksOptions { failure_kept, ..quick_only() }).await;
         let layout = object_path(&server.store, server.store.image(target).unwrap().layout.name);
         let aside = folder.path().join("aside");
         fs::rename(&layout, &aside).unwrap();
         // Nothing is in memory yet.
         let store = open_store(folder.path()).await;
-        let packs = Packs::open(store, PacksOptions { failure_kept, ..Default::default() }).await.unwrap();
+        let packs = Packs::open(store, PacksOptions { failure_kept, ..quick_only() }).await.unwrap();
         let failed = packs.prepare(None, target).await.unwrap_err();
         assert!(matches!(&failed, PlanError::Failed { .. }), "{failed}");
         fs::rename(&aside, &layout).unwrap();
@@ -242,7 +340,7 @@ async fn a_cold_plan_points_at_the_segments_and_stores_nothing_anew() {
 #[tokio::test]
 async fn a_cold_plan_of_scattered_survivors_is_packed_anew() {
     let folder = tempfile::tempdir().unwrap();
-    let server = open_with(folder.path(), PacksOptions { failure_kept: Duration::ZERO, ..Default::default() }).await;
+    let server = open_with(folder.path(), PacksOptions { failure_kept: Duration::ZERO, ..quick_only() }).await;
     let old = noise(4000, 1);
     publish(&server.uploads, &old).await.unwrap();
     // One block in ten of the first part, one whole frame of the rest, one block of both parts twice.

@@ -317,7 +317,7 @@ impl Session {
             Request::Renew { csr } => self.renew(node, &csr).await,
             Request::Trust { have, want } => self.trust(&have, &want),
             Request::Object { name, offset, length } => self.object(name, offset, length).await,
-            Request::Plan { base, target } => self.plan(base, target).await,
+            Request::Plan { base, target, prefer: _ } => self.plan(base, target).await,
             Request::Blocks { image, runs } => self.blocks(image, runs).await,
             Request::GrainHashes { image, seed, width, runs } => self.grain_hashes(image, seed, width, runs).await,
             Request::Grains { image, runs, .. } => self.grains(image, runs, masks).await,

@@ -7,8 +7,8 @@ use goldsync_proto::limits::{MESSAGE_MAX, OBJECT_RANGE_MAX};
 use goldsync_proto::plan::Plan;
 use goldsync_proto::refusal::{Reason, close};
 use goldsync_proto::wire::{
-    ALPN, ALPN_ENROL, Account, Answer, NodeSays, Outcome, Phase, Progress, Report, Request, ServerSays, SlotReport,
-    frame,
+    ALPN, ALPN_ENROL, Account, Answer, NodeSays, Outcome, Phase, Prefer, Progress, Report, Request, ServerSays,
+    SlotReport, frame,
 };
 use rcgen::{CertificateParams, KeyPair};
 use reqwest::StatusCode;
@@ -321,8 +321,8 @@ async fn plans_and_blocks_are_served() {
     }
     let unknown = ImageId::of(b"unknown");
     for (request, expected) in [
-        (Request::Plan { base: Some(unknown), target }, Reason::UnknownBase),
-        (Request::Plan { base: None, target: unknown }, Reason::NotFound),
+        (Request::Plan { base: Some(unknown), target, prefer: Prefer::Time }, Reason::UnknownBase),
+        (Request::Plan { base: None, target: unknown, prefer: Prefer::Time }, Reason::NotFound),
         (Request::Blocks { image: unknown, runs: vec![(0, 1)] }, Reason::NotFound),
         (Request::Blocks { image: target, runs: vec![(599, 2)] }, Reason::BadRange),
         (Request::Blocks { image: target, runs: vec![(5, 1), (4, 1)] }, Reason::BadRange),
@@ -339,7 +339,7 @@ async fn plans_and_blocks_are_served() {
 
 async fn plan(connection: &quinn::Connection, base: Option<ImageId>, target: ImageId) -> Plan {
     loop {
-        match ask(connection, &Request::Plan { base, target }).await.0 {
+        match ask(connection, &Request::Plan { base, target, prefer: Prefer::Time }).await.0 {
             Answer::Plan { name, length } => {
                 let (_, bytes) = ask(connection, &Request::Object { name, offset: 0, length }).await;
                 assert_eq!(Digest::of(&bytes), name);
