@@ -374,6 +374,8 @@ pub enum Release {
     List(ReleaseList),
     /// One release, with all that was signed.
     Show(ReleaseShow),
+    /// Take releases out for good, and give back the space that only they need; signed. What is in use stays.
+    Prune(ReleasePrune),
 }
 
 /// `goldsync release list`
@@ -393,6 +395,38 @@ pub struct ReleaseShow {
     /// The release, NAME:VERSION.
     #[arg(value_name = "RELEASE")]
     pub release: ReleaseRef,
+    /// Text or JSON.
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `goldsync release prune`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  goldsync release prune --keep 10 --dry-run            what would go if each name kept its newest ten
+  goldsync release prune --keep 10 --older-than 90d     of what is older than 90 days, all but each name's newest ten
+  goldsync release prune web:2026.01.09                 this one
+
+A release stays while a channel points at it, or a node that is not revoked last said that it runs it or holds it in its \
+standby slot; named explicitly, it is an error and nothing is pruned. A release that was pruned cannot come back but with the \
+same bytes. The server gives the space back soon afterwards.")]
+pub struct ReleasePrune {
+    /// These releases, NAME:VERSION.
+    #[arg(value_name = "RELEASE", required_unless_present_any = ["keep", "older_than"], conflicts_with_all = ["keep", "older_than", "name"])]
+    pub releases: Vec<ReleaseRef>,
+    /// All but the newest N of each name.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep: Option<u32>,
+    /// Only what was published longer ago than this.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub older_than: Option<Duration>,
+    /// Only releases of this name.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<Word>,
+    /// Say what would go and what would stay, and change nothing.
+    #[arg(long)]
+    pub dry_run: bool,
     /// Text or JSON.
     #[command(flatten)]
     pub json: Json,

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api;
 use crate::authority::{Authority, AuthorityError, ServerCertificate};
 use crate::catalog::{Catalog, CatalogError};
+use crate::collector;
 use crate::config::{Config, ConfigError};
 use crate::golden::Uploads;
 use crate::hub::Hub;
@@ -156,6 +157,7 @@ impl Server {
         tasks.spawn(named("roster", hub.roster.clone().keep_writing(quit.clone())));
         tasks.spawn(named("refresh", keep_fresh(hub.clone(), certificate.clone(), quit.clone())));
         tasks.spawn(named("orders", give_up(hub.clone(), quit.clone())));
+        tasks.spawn(named("collector", collector::keep_collecting(hub.clone(), quit.clone())));
         tasks.spawn(named("watchdog", watchdog(hub.clone(), quit.clone())));
         let serve = api::serve(hub.clone(), listener, tls, http.clone());
         tasks.spawn(named("api", async move {
@@ -236,7 +238,8 @@ async fn open(config: Config) -> Result<(Arc<Hub>, ServerCertificate), DaemonErr
     let certificate = authority.server(&certificate_names(&config), Utc::now())?;
     let trust = Arc::new(Trust::open(&data.join(place::TRUST)).await?);
     let catalog = Arc::new(Catalog::open(data).await?);
-    let store = Store::open(data, StoreOptions::default()).await?;
+    let options = StoreOptions { grace: config.store.grace.0, ..StoreOptions::default() };
+    let store = Store::open(data, options).await?;
     let mut options = PacksOptions::default();
     options.thorough = options.thorough.filter(|_| config.plans.thorough);
     let packs = Packs::open(store.clone(), options).await?;
@@ -252,6 +255,7 @@ async fn open(config: Config) -> Result<(Arc<Hub>, ServerCertificate), DaemonErr
         packs,
         roster,
         orders: Orders::new(),
+        unneeded: tokio::sync::Notify::new(),
         publishing: tokio::sync::Mutex::default(),
     });
     // Before anybody is answered: expired metadata would be refused by every node, and a catalog that is behind

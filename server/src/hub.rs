@@ -34,6 +34,8 @@ pub struct Hub {
     pub roster: Arc<Roster>,
     /// What was ordered.
     pub orders: Orders,
+    /// Rung when something may have become unneeded; see `collector`.
+    pub unneeded: tokio::sync::Notify,
     /// Held while signed metadata and catalog change together.
     pub publishing: tokio::sync::Mutex<()>,
 }

@@ -208,8 +208,8 @@ impl Packs {
         let records = blocking(move || read_records(&plans)).await?;
         let kept: HashSet<Digest> = records.values().flat_map(|record| record.names()).collect();
         match store.sweep(kept).await {
-            Ok(0) => {}
-            Ok(freed) => tracing::info!(freed, "removed objects that belong to nothing"),
+            Ok(swept) if swept.freed == 0 => {}
+            Ok(swept) => tracing::info!(freed = swept.freed, "removed objects that belong to nothing"),
             // Nothing was removed: what cannot be read may still name what is needed.
             Err(error) => tracing::error!(%error, "objects that belong to nothing were not removed"),
         }
@@ -275,10 +275,28 @@ impl Packs {
 
     /// Forgets an image's cold plan, which points into the segments where the image lay before.
     pub async fn forget_cold(&self, image: ImageId) -> Result<(), StoreError> {
-        let pair = (None, image);
-        self.records.lock().unwrap_or_else(PoisonError::into_inner).remove(&(pair, Grade::Quick));
+        self.forget(((None, image), Grade::Quick)).await
+    }
+
+    /// Forgets all plans that `keep` turns down, and answers which objects the others need.
+    pub async fn retain(&self, keep: impl Fn(Option<ImageId>, ImageId) -> bool) -> Result<HashSet<Digest>, StoreError> {
+        let given_up: Vec<(Pair, Grade)> = {
+            let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+            records.keys().filter(|((base, target), _)| !keep(*base, *target)).copied().collect()
+        };
+        for plan in given_up {
+            #[cfg(test)]
+            self.store.objects().broken()?;
+            self.forget(plan).await?;
+        }
+        let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(records.values().flat_map(|record| record.names().collect::<Vec<_>>()).collect())
+    }
+
+    async fn forget(&self, (pair, grade): (Pair, Grade)) -> Result<(), StoreError> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner).remove(&(pair, grade));
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(&pair);
-        let path = self.folder.join(file_name(pair, Grade::Quick));
+        let path = self.folder.join(file_name(pair, grade));
         blocking(move || match fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::io("remove", &path)(error)),
             _ => Ok(()),

@@ -10,8 +10,9 @@ use goldsync_proto::release::{Manifest, Pointer, RELEASES_ROLE, channel_target};
 use serde_json::Value;
 
 use crate::api::trust::{text_hash, told};
-use crate::catalog::{Act, Catalog, CatalogError, NewRelease, Taken};
+use crate::catalog::{Act, Catalog, CatalogError, Intent, NewRelease, Taken};
 use crate::hub::Hub;
+use crate::prune::PRUNE;
 use crate::store::Store;
 use crate::trust::{Trust, TrustError};
 
@@ -50,6 +51,10 @@ pub async fn recover(hub: &Hub) -> Result<(usize, usize), RecoverError> {
 /// Roles that were submitted when the server died: those that are in the metadata were taken.
 async fn submissions(trust: &Trust, catalog: &Catalog) -> Result<(), RecoverError> {
     for intent in catalog.intents().await? {
+        if intent.what == PRUNE {
+            pruned(trust, catalog, &intent).await?;
+            continue;
+        }
         let is_held =
             |(role, hash): &(&String, &String)| trust.text(role).is_some_and(|text| text_hash(&text) == **hash);
         let held: Vec<_> = intent.roles.iter().filter(is_held).map(|(role, _)| role).collect();
@@ -61,6 +66,19 @@ async fn submissions(trust: &Trust, catalog: &Catalog) -> Result<(), RecoverErro
         catalog.settle(intent.id, act).await?;
     }
     Ok(())
+}
+
+/// Releases that were being pruned when the server died: if the metadata lists them no more, they are taken out here, too.
+async fn pruned(trust: &Trust, catalog: &Catalog, intent: &Intent) -> Result<(), RecoverError> {
+    let hash = intent.roles.get(RELEASES_ROLE);
+    if trust.text(RELEASES_ROLE).is_some_and(|text| Some(&text_hash(&text)) == hash) {
+        let signed = signed_releases(trust)?;
+        let rows = catalog.releases().await?.into_iter().map(|row| row.manifest.release);
+        let gone: Vec<_> = rows.filter(|release| !signed.contains(&release.target())).collect();
+        catalog.prune(&gone, &Act::new(&intent.who, PRUNE, "", &intent.from)).await?;
+        tracing::warn!(who = intent.who, releases = gone.len(), "releases were being pruned when the server died");
+    }
+    Ok(catalog.settle(intent.id, None).await?)
 }
 
 async fn releases(trust: &Trust, catalog: &Catalog, store: &Store) -> Result<usize, RecoverError> {

@@ -251,6 +251,86 @@ fn a_bad_configuration_or_slot_is_one_clear_error() -> Result<()> {
     runs(&node, &pair.new)
 }
 
+/// Goal: history that nobody needs can be given up, and nothing else. Method: a release at each place where one can be needed
+/// (a channel, an active slot, a standby slot), then one place after the other let go.
+#[test]
+fn what_is_in_use_cannot_be_pruned_and_the_rest_gives_its_space_back() -> Result<()> {
+    let (mut scene, pair, mut node) = settled()?;
+    let drop_ins = scene.server.data().join("server.d");
+    fs::create_dir_all(&drop_ins)?;
+    fs::write(drop_ins.join("grace.toml"), "[store]\ngrace = \"1 s\"\n")?;
+    scene.server.stop()?;
+    scene.server.start()?;
+    node.configure(CHANNEL, "0 s")?;
+    node.start()?;
+    wait_connected(&scene, &mut node)?;
+    scene.release(&pair.new, "2")?;
+    wait_slots(&scene, &mut node, "story:2", "story:1")?;
+    node.stop()?;
+    let third = scene.folder().join("third");
+    let mut bytes = fs::read(&pair.old)?;
+    bytes[4096..8192].fill(3);
+    fs::write(&third, &bytes)?;
+    scene.release(&third, "3")?;
+
+    let prune = |args: &[&str]| scene.server.goldsync([&["release", "prune"], args].concat());
+    refused(prune(&["story:3"])?, 1, &["story:3 is needed", "channel dev points at it", "nothing was pruned"])?;
+    refused(prune(&["story:2"])?, 1, &["story:2 is needed", "node node runs it"])?;
+    refused(prune(&["story:1"])?, 1, &["story:1 is needed", "node node holds it in its standby slot"])?;
+    let all = prune(&["--keep", "1", "--json"])?.ok()?.json()?;
+    ensure!(all["pruned"] == serde_json::json!([]), "{all}");
+    ensure!(all["needed"].as_array().map(Vec::len) == Some(2), "{all}");
+    let releases = || scene.server.goldsync(["release", "list", "--json"])?.ok()?.json();
+    ensure!(releases()?.as_array().map(Vec::len) == Some(3));
+
+    // The node moves on: the first release is nobody's any more.
+    node.start()?;
+    wait_slots(&scene, &mut node, "story:3", "story:2")?;
+    let stored = || -> Result<u64> {
+        let status = scene.server.goldsync(["status", "--json"])?.ok()?.json()?;
+        status["stored"].as_u64().context("stored")
+    };
+    let before = stored()?;
+    let dry = prune(&["--keep", "1", "--dry-run", "--json"])?.ok()?.json()?;
+    ensure!(dry["pruned"] == serde_json::json!(["story:1"]) && dry["needed"][0]["release"] == "story:2", "{dry}");
+    ensure!(releases()?.as_array().map(Vec::len) == Some(3), "a dry run changes nothing");
+    let done = prune(&["--keep", "1", "--json"])?.ok()?.json()?;
+    ensure!(done["pruned"] == dry["pruned"] && done["frees"] == dry["frees"], "{done}");
+    let frees = done["frees"].as_u64().context("frees")?;
+    ensure!(frees > 0, "{done}");
+    let freed = || Ok(stored()? + frees <= before);
+    node.daemon().context("a daemon")?.wait_until("the space is given back", freed)?;
+    node.stop()?;
+
+    // Its name is taken for ever; what stays is whole, also when the server was killed meanwhile.
+    let new = pair.new.to_str().context("a path")?;
+    let other = scene.server.goldsync(["publish", new, "--name", NAME, "--version", "1", "--quiet"])?;
+    refused(other, 1, &["story:1"])?;
+    scene.server.kill()?;
+    scene.server.start()?;
+    runs(&node, &third)?;
+    node.agent(["rollback"])?.ok()?;
+    runs(&node, &pair.new)?;
+    node.drift(&[3, 4, 900])?;
+    node.agent(["repair"])?.ok()?;
+    runs(&node, &pair.new)?;
+    let fresh = scene.node("fresh")?;
+    fresh.agent(["sync"])?.ok()?;
+    runs(&fresh, &third)
+}
+
+/// Waits until the server was told what the node's slots hold.
+fn wait_slots(scene: &Scene, node: &mut Node, active: &str, standby: &str) -> Result<()> {
+    let name = node.name().to_owned();
+    let told = || {
+        let nodes = scene.server.goldsync(["node", "list", "--json"])?.ok()?.json()?;
+        let node = nodes.as_array().context("a list of nodes")?.iter().find(|node| node["node"] == name.as_str());
+        let report = node.map(|node| node["report"].clone()).unwrap_or_default();
+        Ok(report["active"]["release"] == active && report["standby"]["release"] == standby)
+    };
+    node.daemon().context("a daemon")?.wait_until("told what its slots hold", told)
+}
+
 fn wait_connected(scene: &Scene, node: &mut Node) -> Result<()> {
     let name = node.name().to_owned();
     let connected = || {

@@ -16,7 +16,7 @@ mod fleet;
 mod limit;
 mod nodes;
 mod openapi;
-mod problem;
+pub(crate) mod problem;
 mod releases;
 mod routes;
 mod schema;

@@ -64,6 +64,16 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, "conflict", message)
     }
 
+    /// 409 that asking again does not change: the name is taken.
+    pub fn taken(message: impl ToString) -> Self {
+        Self::new(StatusCode::CONFLICT, "taken", message)
+    }
+
+    /// 409 that lasts until what needs it has moved.
+    pub fn needed(message: impl ToString) -> Self {
+        Self::new(StatusCode::CONFLICT, "needed", message)
+    }
+
     /// 413: too many bytes.
     pub fn too_large(max: u64) -> Self {
         let message = format!("the request's body has more than {max} bytes, the limit here");
@@ -96,7 +106,7 @@ impl IntoResponse for ApiError {
 impl From<CatalogError> for ApiError {
     fn from(error: CatalogError) -> Self {
         match error {
-            CatalogError::Taken { .. } => Self::conflict(error),
+            CatalogError::Taken { .. } => Self::taken(error),
             error => Self::internal(error),
         }
     }

@@ -10,11 +10,12 @@ use goldsync_proto::release::{Manifest, RELEASES_ROLE, ReleaseRef};
 use super::auth::Caller;
 use super::body::{JsonBody, parse};
 use super::problem::{ApiError, ApiResult};
-use super::types::{LikelyBase, Problem, Release, ReleaseRequest};
+use super::types::{LikelyBase, Problem, PruneRequest, Pruning, Release, ReleaseRequest};
 use crate::catalog::{NewRelease, ReleaseRow, Taken};
 use crate::hub::Hub;
 use crate::likely;
 use crate::packs::Progress;
+use crate::prune::{self, PRUNE};
 
 /// Every release, newest first.
 #[utoipa::path(get, path = "/v1/releases", tag = "releases",
@@ -74,6 +75,22 @@ pub async fn publish(
     // In a task of its own: a publisher that hangs up must not leave metadata and catalog apart.
     let done = tokio::spawn(async move { take(&hub, &caller, &request).await });
     done.await.map_err(ApiError::internal)?
+}
+
+/// Take releases out for good, or say what would come of it. One that a channel points at, or that a node runs or holds in
+/// its standby slot, stays, and then all stay. Their names and versions are never given to other bytes.
+#[utoipa::path(post, path = "/v1/releases/prune", tag = "releases", request_body = PruneRequest,
+    responses((status = 200, body = Pruning), (status = 400, body = Problem), (status = 401, body = Problem),
+        (status = 404, body = Problem), (status = 409, description = "one of them is needed", body = Problem),
+        (status = 422, description = "not signed as it must be", body = Problem)))]
+pub async fn prune(
+    State(hub): State<Arc<Hub>>,
+    Extension(caller): Extension<Caller>,
+    JsonBody(request): JsonBody<PruneRequest>,
+) -> ApiResult<Json<Pruning>> {
+    // In a task of its own: an operator who hangs up must not leave metadata and catalog apart.
+    let done = tokio::spawn(async move { prune::prune(&hub, &request, caller.act(PRUNE, "")).await });
+    done.await.map_err(ApiError::internal)?.map(Json)
 }
 
 async fn take(hub: &Arc<Hub>, caller: &Caller, request: &ReleaseRequest) -> ApiResult<(StatusCode, Json<Release>)> {

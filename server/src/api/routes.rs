@@ -54,6 +54,7 @@ pub fn all(hub: &Arc<Hub>) -> Routes {
         .on(GET, "/v1/releases", releases::list)
         .on(POST, "/v1/releases", releases::publish)
         .on(GET, "/v1/releases/{name}/{version}", releases::show)
+        .on(POST, "/v1/releases/prune", releases::prune)
         .on(GET, "/v1/channels", channels::list)
         .on(POST, "/v1/channels/{channel}", channels::promote)
         .on(GET, "/v1/channels/{channel}/history", channels::history)

@@ -121,7 +121,7 @@ async fn a_release_is_published_once_and_never_changes() {
     let other = fleet.manifest("web:1", &two).await;
     let forged = super::types::ReleaseRequest { manifest: serde_json::to_string(&other).unwrap(), role: request.role };
     let (status, problem): (_, Problem) = fleet.post("/v1/releases", &forged).await;
-    assert_eq!((status, problem.code.as_str()), (StatusCode::CONFLICT, "conflict"));
+    assert_eq!((status, problem.code.as_str()), (StatusCode::CONFLICT, "taken"));
     assert!(problem.message.contains("web:1") && problem.message.contains("never changes"), "{problem:?}");
     let published: Vec<_> = fleet.audit().await.into_iter().filter(|e| e.what == "release.publish").collect();
     assert_eq!(published.len(), 1);
@@ -303,4 +303,92 @@ async fn silent_connections_do_not_keep_operators_out() {
     assert_eq!(hung_up, 80 - 64);
     let _: super::types::Status = fleet.get("/v1/status").await;
     drop(silent);
+}
+
+/// Signs the list of releases without these, as the operator's tool does.
+async fn removal(fleet: &Fleet, releases: &[&str]) -> Value {
+    let files: super::types::TrustFiles = fleet.get("/v1/trust").await;
+    let gone: Vec<_> = releases.iter().map(|release| release.parse().unwrap()).collect();
+    let role = fleet.signer.sign_removal(&files.files, &gone, chrono::Utc::now()).await.unwrap();
+    json!({ "releases": releases, "role": role })
+}
+
+#[tokio::test]
+async fn a_release_is_pruned_once_nobody_needs_it_and_its_name_stays_taken() {
+    let mut fleet = Fleet::start_with(|config| config.store.grace = crate::config::units::Span::seconds(1)).await;
+    let (one, two, other) = (image(1, 40), image(2, 300), image(3, 40));
+    fleet.publish("web:1", &one).await;
+    fleet.publish("web:2", &two).await;
+    fleet.publish("web:3", &other).await;
+    fleet.promote("web:1", &one, "dev").await;
+    let ask = async |body: Value| fleet.post::<Value>("/v1/releases/prune", &body).await;
+
+    let (status, dry) = ask(json!({ "releases": ["web:1", "web:2"] })).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(dry["releases"][0]["needed_by"], json!(["channel dev points at it"]), "{dry}");
+    assert_eq!(dry["releases"][1]["needed_by"], json!([]), "{dry}");
+    assert!(dry["frees"].as_u64().unwrap() > 300 * 4096, "{dry}");
+    let (status, problem) = ask(removal(&fleet, &["web:1", "web:2"]).await).await;
+    assert_eq!(status, StatusCode::CONFLICT, "{problem}");
+    let (status, _) = ask(json!({ "releases": ["web:9"] })).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    // More or less than what was asked for is not taken.
+    for (asked, signed) in [(vec!["web:2"], vec!["web:2", "web:3"]), (vec!["web:2", "web:3"], vec!["web:2"])] {
+        let mut body = removal(&fleet, &signed).await;
+        body["releases"] = json!(asked);
+        let (status, problem) = ask(body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{problem}");
+    }
+    let releases: Vec<Release> = fleet.get("/v1/releases").await;
+    assert_eq!(releases.len(), 3);
+
+    let stored = fleet.get::<Status>("/v1/status").await.stored;
+    let (status, pruned) = ask(removal(&fleet, &["web:2"]).await).await;
+    assert_eq!((status, &pruned["frees"]), (StatusCode::OK, &dry["frees"]));
+    let releases: Vec<Release> = fleet.get("/v1/releases").await;
+    assert_eq!(releases.len(), 2);
+    assert!(fleet.audit().await.iter().any(|entry| entry.what == "release.prune" && entry.detail == "web:2"));
+    let freed = async || {
+        let now = fleet.get::<Status>("/v1/status").await.stored;
+        now + dry["frees"].as_u64().unwrap() <= stored
+    };
+    while !freed().await {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    // After a restart, too.
+    fleet.restart().await;
+    let manifest = fleet.manifest("web:2", &other).await;
+    let request = fleet.signed_release(&manifest).await;
+    let (status, problem): (_, Problem) = fleet.post("/v1/releases", &request).await;
+    assert_eq!(status, StatusCode::CONFLICT, "{problem:?}");
+    assert!(problem.message.contains("web:2 is published already"), "{problem:?}");
+    let back = fleet.publish("web:2", &two).await;
+    assert!(back.added > 300 * 4096);
+}
+
+#[tokio::test]
+async fn a_death_within_a_pruning_is_made_good() {
+    let mut fleet = Fleet::start().await;
+    fleet.publish("web:1", &image(1, 40)).await;
+    fleet.publish("web:2", &image(2, 40)).await;
+    let role = removal(&fleet, &["web:1"]).await["role"].as_str().unwrap().to_owned();
+    let act = || crate::catalog::Act::new("alice", "release.prune", "", "192.0.2.1:7");
+    let roles = std::collections::BTreeMap::from([("releases".to_owned(), super::trust::text_hash(&role))]);
+    // It died before the metadata changed: nothing was done.
+    fleet.server().hub().catalog.intend(&act(), &roles).await.unwrap();
+    fleet.restart().await;
+    assert_eq!(fleet.get::<Vec<Release>>("/v1/releases").await.len(), 2);
+    // It died after.
+    let hub = fleet.server().hub().clone();
+    hub.catalog.intend(&act(), &roles).await.unwrap();
+    hub.trust.submit_removal(&role, &["web:1".parse().unwrap()]).await.unwrap();
+    drop(hub);
+    for _ in 0..2 {
+        fleet.restart().await;
+        let releases: Vec<Release> = fleet.get("/v1/releases").await;
+        assert_eq!(releases.iter().map(|one| one.manifest.release.to_string()).collect::<Vec<_>>(), ["web:2"]);
+        let told = fleet.audit().await.into_iter().filter(|entry| entry.what == "release.prune");
+        let told: Vec<_> = told.map(|entry| (entry.who, entry.from, entry.detail)).collect();
+        assert_eq!(told, [("alice".into(), "192.0.2.1:7".into(), "web:1".into())]);
+    }
 }

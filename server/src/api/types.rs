@@ -17,7 +17,7 @@ use super::schema;
 /// What went wrong, and what to do about it.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
-    /// A stable word for programs: `not_found`, `conflict`, `unauthorised`, `bad_request`, `internal`, ...
+    /// A stable word for programs: `not_found`, `conflict`, `taken`, `needed`, `unauthorised`, `bad_request`, `internal`, ...
     pub code: String,
     /// The values, for people.
     pub message: String,
@@ -132,6 +132,39 @@ pub struct LikelyBase {
     pub thorough: Option<u64>,
     /// Whether one of them is being made or waits for its turn.
     pub under_way: bool,
+}
+
+/// `POST /v1/releases/prune`: take releases out for good: all of them or none.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PruneRequest {
+    /// Which, `NAME:VERSION` each.
+    #[schema(value_type = Vec<String>)]
+    pub releases: Vec<ReleaseRef>,
+    /// The signed `releases` role without them, text. Left out: nothing is changed, only said what would be.
+    #[serde(default)]
+    pub role: Option<String>,
+}
+
+/// Answer to [`PruneRequest`].
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Pruning {
+    /// The releases that were asked for.
+    pub releases: Vec<PruningRelease>,
+    /// Bytes of images that no other release needs: they are given back within the server's `store.grace`.
+    pub frees: u64,
+}
+
+/// A release that shall be pruned.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PruningRelease {
+    /// Which.
+    #[schema(value_type = String)]
+    pub release: ReleaseRef,
+    /// Its image.
+    #[schema(value_type = String)]
+    pub image: ImageId,
+    /// Why it must stay, for people; empty if it can go.
+    pub needed_by: Vec<String>,
 }
 
 /// `POST /v1/channels/{channel}`: point a channel at a release.

@@ -61,7 +61,15 @@ impl Catalog {
 
     /// Refuses a release that is published with another image.
     pub async fn check_release(&self, manifest: &Manifest) -> Result<Taken, CatalogError> {
-        match self.image_of(&manifest.release).await? {
+        let held = match self.image_of(&manifest.release).await? {
+            None => match self.pruned_image(&manifest.release).await? {
+                // The same bytes may come back under their name; other bytes may not.
+                Some(image) if image == manifest.image => None,
+                pruned => pruned,
+            },
+            held => held,
+        };
+        match held {
             None => Ok(Taken::New),
             Some(image) if image == manifest.image => Ok(Taken::Already),
             Some(image) => Err(CatalogError::Taken {
@@ -70,6 +78,42 @@ impl Catalog {
                 offered: manifest.image.to_string(),
             }),
         }
+    }
+
+    /// The image that a pruned release had.
+    async fn pruned_image(&self, release: &ReleaseRef) -> Result<Option<ImageId>, CatalogError> {
+        let image: Option<String> = sqlx::query_scalar("select image from pruned where name = $1 and version = $2")
+            .bind(release.name.as_str())
+            .bind(release.version.as_str())
+            .fetch_optional(&self.pool)
+            .await?;
+        let read = |image: String| image.parse().map_err(|e| unreadable("pruned release", &release.to_string(), e));
+        image.map(read).transpose()
+    }
+
+    /// The images of all pruned releases.
+    pub async fn pruned_images(&self) -> Result<Vec<ImageId>, CatalogError> {
+        let images: Vec<String> = sqlx::query_scalar("select distinct image from pruned").fetch_all(&self.pool).await?;
+        images.iter().map(|image| image.parse().map_err(|e| unreadable("pruned release", image, e))).collect()
+    }
+
+    /// Takes releases out for good: all of them or none. What stays is that their names are taken.
+    pub async fn prune(&self, releases: &[ReleaseRef], act: &Act) -> Result<(), CatalogError> {
+        let mut change = self.begin().await?;
+        for release in releases {
+            let (name, version) = (release.name.as_str(), release.version.as_str());
+            let moved = sqlx::query(
+                "insert into pruned (name, version, image, pruned_by, pruned_at) \
+                 select name, version, image, $3, $4 from releases where name = $1 and version = $2 \
+                 on conflict (name, version) do update set pruned_by = excluded.pruned_by, pruned_at = excluded.pruned_at",
+            );
+            moved.bind(name).bind(version).bind(&act.who).bind(now()).execute(&mut *change.tx).await?;
+            let gone = sqlx::query("delete from releases where name = $1 and version = $2");
+            if gone.bind(name).bind(version).execute(&mut *change.tx).await?.rows_affected() > 0 {
+                change.audit(act.clone().on(release)).await?;
+            }
+        }
+        change.commit().await
     }
 
     /// Stores a release. The same again changes nothing.

@@ -41,6 +41,8 @@ pub struct Config {
     pub orders: Orders,
     /// How plans are made.
     pub plans: Plans,
+    /// How images are kept.
+    pub store: Store,
 }
 
 /// How nodes are served.
@@ -74,6 +76,15 @@ pub struct Orders {
     pub lifetime: Span,
 }
 
+/// How images are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Store {
+    /// What nothing needs any more is removed when nobody wrote or read it for so long. Default 1 hour: more than a node
+    /// rests in the middle of an update.
+    pub grace: Span,
+}
+
 /// How plans are made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -100,6 +111,7 @@ impl Default for Config {
             nodes: Nodes::default(),
             orders: Orders::default(),
             plans: Plans::default(),
+            store: Store::default(),
         }
     }
 }
@@ -115,6 +127,12 @@ impl Default for Nodes {
             idle_timeout: Span::seconds(45),
             drain: Span::seconds(10),
         }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self { grace: Span::seconds(3600) }
     }
 }
 
@@ -210,6 +228,7 @@ impl Config {
             ("nodes.idle_timeout", nodes.idle_timeout),
             ("orders.away_max", self.orders.away_max),
             ("orders.lifetime", self.orders.lifetime),
+            ("store.grace", self.store.grace),
         ] {
             if !(Span::seconds(1)..=Span::seconds(10 * 365 * 86_400)).contains(&span) {
                 return Err(value(key, span, "is outside \"1 s\" to \"3650 days\"".into()));

@@ -30,6 +30,12 @@ impl Client {
         Ok(self.try_send(&Call::new(Method::POST, ["releases"]).json(request)?).await)
     }
 
+    /// `POST /v1/releases/prune`; what a refusal means is the caller's to say.
+    pub async fn prune(&self, request: &types::PruneRequest) -> Outcome<Result<types::Pruning, Refusal>> {
+        let call = Call::new(Method::POST, ["releases", "prune"]);
+        self.try_get(&call.patient().json(request)?).await
+    }
+
     /// `GET /v1/channels`
     pub async fn channels(&self) -> Outcome<Vec<types::Channel>> {
         self.get(&Call::new(Method::GET, ["channels"])).await

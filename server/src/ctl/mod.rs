@@ -22,6 +22,7 @@ mod node;
 mod operator;
 mod pages;
 mod progress;
+mod prune;
 mod publish;
 mod release;
 mod screen;
@@ -107,6 +108,7 @@ async fn at_the_desk(verb: Verb, folder: Option<PathBuf>, interrupted: &Interrup
         Verb::Trust(cli::Trust::Rotate(args)) => trust::rotate(&desk, &args).await,
         Verb::Release(cli::Release::List(args)) => release::list(&desk, &args).await,
         Verb::Release(cli::Release::Show(args)) => release::show(&desk, &args).await,
+        Verb::Release(cli::Release::Prune(args)) => prune::run(&desk, &args).await,
         Verb::Token(cli::Token::Create(args)) => token::create(&desk, &args).await,
         Verb::Node(cli::Node::List(args)) => node::list(&desk, &args).await,
         Verb::Node(cli::Node::Revoke(args)) => node::revoke(&desk, &args).await,

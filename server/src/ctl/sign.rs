@@ -4,14 +4,14 @@
 //! with a conflict; that one looks again and signs on top, a few times.
 
 use chrono::Utc;
-use goldsync_proto::release::{Manifest, Pointer};
+use goldsync_proto::release::{Manifest, Pointer, ReleaseRef};
 use reqwest::StatusCode;
 use serde::Serialize;
 
 use super::Desk;
 use super::client::Refusal;
 use super::fail::{Code, Failure, Outcome};
-use crate::api::types::{PromoteRequest, ReleaseRequest};
+use crate::api::types::{PromoteRequest, PruneRequest, Pruning, ReleaseRequest};
 use crate::trust::{Fault, Operator as Signer, TrustError};
 
 /// How often to sign anew when others are faster.
@@ -41,7 +41,8 @@ pub async fn release(desk: &Desk, signer: &Signer, manifest: &Manifest) -> Outco
             {
                 return Ok(false);
             }
-            Err(Refusal::Problem(StatusCode::CONFLICT, _)) => {}
+            // A pruned release's name stays taken, though no list shows it.
+            Err(Refusal::Problem(StatusCode::CONFLICT, problem)) if problem.code != "taken" => {}
             Err(refusal) => return Err(refusal.into()),
         }
     }
@@ -57,6 +58,21 @@ pub async fn pointer(desk: &Desk, signer: &Signer, pointer: &Pointer) -> Outcome
         match desk.client.promote(&pointer.channel, &PromoteRequest { pointer: text.clone(), role }).await? {
             Ok(()) => return Ok(()),
             Err(Refusal::Problem(StatusCode::CONFLICT, _)) => {}
+            Err(refusal) => return Err(refusal.into()),
+        }
+    }
+    Err(outpaced())
+}
+
+/// Signs the list of releases without these, and makes it count.
+pub async fn removal(desk: &Desk, signer: &Signer, releases: &[ReleaseRef]) -> Outcome<Pruning> {
+    for _ in 0..TURNS {
+        let files = desk.client.trust().await?.files;
+        let role = signer.sign_removal(&files, releases, Utc::now()).await?;
+        let request = PruneRequest { releases: releases.to_vec(), role: Some(role) };
+        match desk.client.prune(&request).await? {
+            Ok(pruned) => return Ok(pruned),
+            Err(Refusal::Problem(StatusCode::CONFLICT, problem)) if problem.code != "needed" => {}
             Err(refusal) => return Err(refusal.into()),
         }
     }

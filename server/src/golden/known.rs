@@ -4,30 +4,34 @@
 //! bytes) take 60 MiB. Built at the start from the images' layouts and sections; an image that is published later is
 //! merged in. A table never changes: who works with one keeps it while newer ones take its place.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use goldsync_proto::digest::Digest;
 use goldsync_proto::signature::{BlockHashes, zero_hash};
 
-use crate::store::layout::{Frame, Layout, Place};
+use crate::store::layout::{Frame, Layout, Piece, Place};
 
 /// Frames that a table can name: 2^24, or 16 TiB of full ones. Beyond that new blocks are not found again, and stored
 /// twice.
 const FRAMES_MAX: usize = 1 << 24;
 
 /// A frame of the store.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct KnownFrame {
     /// The object it lies in.
     pub(crate) segment: Digest,
     /// Where; its own `segment` number means nothing here.
     pub(crate) frame: Frame,
+    /// What must be unpacked before it; the pieces' frames are numbers of this table, smaller than its own.
+    pub(crate) prefix: Arc<[Piece]>,
 }
 
 /// Blocks by hash.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     frames: Vec<KnownFrame>,
+    numbers: HashMap<(Digest, u64), u32>,
     hashes: Vec<u64>,
     /// Frame number in the high 24 bits, block in the frame in the low 8.
     places: Vec<u32>,
@@ -59,31 +63,42 @@ impl Known {
 
     /// This table without the blocks of the frames that `lost` says are, so that they are stored again.
     pub(crate) fn without(&self, lost: impl Fn(&KnownFrame) -> bool) -> Self {
-        let lost: Vec<bool> = self.frames.iter().map(lost).collect();
+        let mut gone: Vec<bool> = Vec::with_capacity(self.frames.len());
+        for frame in &self.frames {
+            // What comes after a lost prefix is lost, too.
+            let behind = frame.prefix.iter().any(|piece| match piece.place {
+                Place::Stored { frame, .. } => gone.get(frame as usize).copied().unwrap_or(true),
+                Place::Zero => false,
+            });
+            gone.push(behind || lost(frame));
+        }
+        let lost = gone;
         let is_lost = |place: u32| lost.get(place as usize >> 8).copied().unwrap_or(true);
         let blocks = self.hashes.iter().zip(&self.places).filter(|(_, place)| !is_lost(**place));
         let (hashes, places): (Vec<u64>, Vec<u32>) = blocks.unzip();
-        Self { frames: self.frames.clone(), starts: starts_of(&hashes), hashes, places }
+        let (frames, numbers) = (self.frames.clone(), self.numbers.clone());
+        Self { frames, numbers, starts: starts_of(&hashes), hashes, places }
     }
 
     /// This table and the blocks of the segments that were made for one more image.
     pub(crate) fn with(&self, layout: &Layout, made: &[Digest], hashes: BlockHashes<'_>) -> Self {
         let made: HashSet<&Digest> = made.iter().collect();
-        let mut frames = self.frames.clone();
-        let numbers: Vec<Option<u32>> = layout
-            .frames()
-            .iter()
-            .map(|frame| {
-                let segment = layout.segment_of(frame).filter(|segment| made.contains(segment))?;
-                let number = Some(frames.len()).filter(|number| *number < FRAMES_MAX)? as u32;
-                frames.push(KnownFrame { segment, frame: *frame });
-                Some(number)
-            })
-            .collect();
+        let mut merged = Self { frames: self.frames.clone(), numbers: self.numbers.clone(), ..Self::default() };
+        let mut numbers: Vec<Option<u32>> = Vec::with_capacity(layout.frames().len());
+        for (at, frame) in (0..).zip(layout.frames()) {
+            let prefix =
+                layout.prefix(at).iter().map(|piece| renumber(*piece, |frame| *numbers.get(frame as usize)?));
+            let known = prefix.collect::<Option<_>>().and_then(|prefix| merged.frame_number(layout, frame, prefix));
+            numbers.push(known);
+        }
         let mut blocks = Vec::new();
         for extent in layout.extents() {
             let Place::Stored { frame, from } = extent.place else { continue };
-            let Some(Some(number)) = numbers.get(frame as usize) else { continue };
+            let own = layout.frames().get(frame as usize).and_then(|frame| layout.segment_of(frame));
+            let Some(Some(number)) = numbers.get(frame as usize).filter(|_| own.is_some_and(|own| made.contains(&own)))
+            else {
+                continue;
+            };
             for block in 0..extent.count {
                 if let Some(hash) = hashes.get(extent.first + block).filter(|hash| *hash != zero_hash()) {
                     blocks.push((hash, number << 8 | (u32::from(from) + block)));
@@ -92,11 +107,28 @@ impl Known {
         }
         blocks.sort_unstable();
         blocks.dedup_by_key(|(hash, _)| *hash);
-        self.merge(frames, &blocks)
+        self.merge(merged, &blocks)
     }
 
-    fn merge(&self, frames: Vec<KnownFrame>, blocks: &[(u64, u32)]) -> Self {
-        let mut merged = Self { frames, ..Self::default() };
+    /// A frame's number, a new one if need be.
+    fn frame_number(&mut self, layout: &Layout, frame: &Frame, prefix: Arc<[Piece]>) -> Option<u32> {
+        let segment = layout.segment_of(frame)?;
+        if let Some(number) = self.number(segment, frame.offset) {
+            return Some(number);
+        }
+        let number = Some(self.frames.len()).filter(|number| *number < FRAMES_MAX)? as u32;
+        self.frames.push(KnownFrame { segment, frame: *frame, prefix });
+        self.numbers.insert((segment, frame.offset), number);
+        Some(number)
+    }
+
+    /// The number of the frame that begins there.
+    pub(crate) fn number(&self, segment: Digest, offset: u64) -> Option<u32> {
+        self.numbers.get(&(segment, offset)).copied()
+    }
+
+    /// With these frames, this table's blocks and some more.
+    fn merge(&self, mut merged: Self, blocks: &[(u64, u32)]) -> Self {
         merged.hashes.reserve_exact(self.hashes.len() + blocks.len());
         merged.places.reserve_exact(self.hashes.len() + blocks.len());
         let mut old = self.hashes.iter().copied().zip(self.places.iter().copied()).peekable();
@@ -119,6 +151,15 @@ impl Known {
         merged.starts = starts_of(&merged.hashes);
         merged
     }
+}
+
+/// The same piece with another number for its frame.
+pub(crate) fn renumber(piece: Piece, number: impl FnOnce(u32) -> Option<u32>) -> Option<Piece> {
+    let place = match piece.place {
+        Place::Zero => Place::Zero,
+        Place::Stored { frame, from } => Place::Stored { frame: number(frame)?, from },
+    };
+    Some(Piece { place, ..piece })
 }
 
 fn starts_of(hashes: &[u64]) -> Vec<u32> {
@@ -180,7 +221,7 @@ mod tests {
         let found = [1, 2 << 50, 3, 4 << 50].map(|hash| left.find(hash).is_some());
         assert_eq!(found, [false, false, true, true]);
         let again = left.with(&layout, &[segment], BlockHashes::new(&hashes));
-        assert_eq!((again.len(), again.find(1)), (4, Some((2, 0))));
+        assert_eq!((again.len(), again.find(1)), (4, Some((0, 0))));
         assert_eq!(known.without(|_| true).len(), 0);
     }
 

@@ -13,6 +13,9 @@
 
 pub mod prepare;
 
+mod after;
+#[cfg(test)]
+mod history;
 mod known;
 mod parts;
 mod segments;

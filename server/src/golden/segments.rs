@@ -4,16 +4,17 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use goldsync_proto::block::Geometry;
 use goldsync_proto::digest::Digest;
 use goldsync_proto::release::Section;
 use goldsync_proto::signature::{BlockHashes, zero_hash};
 
 use super::UploadError;
-use super::known::{Known, KnownFrame};
+use super::known::{Known, KnownFrame, renumber};
 use super::parts::{Part, wire};
 use crate::store::files::blocking;
-use crate::store::layout::{Frame, Layout, Place};
+use crate::store::layout::{Frame, Layout, Piece, Place};
 use crate::store::{Objects, StoreError};
 
 /// Bytes unpacked in one segment: what is held in memory to name it, and the granule of later clean-up.
@@ -25,6 +26,8 @@ const SEGMENT_RAW_MAX: u64 = if cfg!(test) { 4 << 20 } else { 64 << 20 };
 pub(crate) struct Own {
     /// The segments that were made.
     pub(crate) segments: Vec<Section>,
+    /// Those of them that were not there before.
+    pub(crate) fresh: Vec<Digest>,
     /// The frame that each part became.
     frames: Vec<KnownFrame>,
 }
@@ -35,15 +38,43 @@ pub(crate) async fn store_parts(objects: &Objects, folder: &Path, parts: &[Part]
     for group in groups(parts) {
         let (folder, wanted) = (folder.to_owned(), group.to_vec());
         let wires = blocking(move || wanted.iter().map(|part| wire(&folder, part)).collect::<Result<Vec<_>, _>>());
-        let segment = objects.put_parts(wires.await?).await?;
+        own.store(objects, group, wires.await?, &[]).await?;
+    }
+    Ok(own)
+}
+
+impl Own {
+    /// Stores one segment of these frames, each after its prefix if there is one.
+    async fn store(
+        &mut self,
+        objects: &Objects,
+        group: &[Part],
+        wires: Vec<Bytes>,
+        prefixes: &[Arc<[Piece]>],
+    ) -> Result<(), StoreError> {
+        let (segment, fresh) = objects.put_new(wires).await?;
         let mut offset = 0;
-        for part in group {
+        for (at, part) in group.iter().enumerate() {
             let Part { codec, raw_len, wire_len, wire_hash, raw_hash, .. } = *part;
             let frame = Frame { segment: 0, offset, wire_len, raw_len, codec, wire_hash, raw_hash };
-            own.frames.push(KnownFrame { segment: segment.name, frame });
+            let prefix = prefixes.get(at).cloned().unwrap_or_default();
+            self.frames.push(KnownFrame { segment: segment.name, frame, prefix });
             offset += u64::from(wire_len);
         }
-        own.segments.push(segment);
+        self.fresh.extend(fresh.then_some(segment.name));
+        self.segments.push(segment);
+        Ok(())
+    }
+}
+
+/// Stores the packs of a plan from an older image as segments. `packs` are the plan's, each with its blocks as a part.
+pub(crate) async fn store_packs(objects: &Objects, packs: Vec<(Part, Bytes, Arc<[Piece]>)>) -> Result<Own, StoreError> {
+    let parts: Vec<Part> = packs.iter().map(|(part, _, _)| part.clone()).collect();
+    let (mut own, mut packs) = (Own::default(), packs.into_iter());
+    for group in groups(&parts) {
+        let (wires, prefixes): (Vec<_>, Vec<_>) =
+            packs.by_ref().take(group.len()).map(|(_, wire, prefix)| (wire, prefix)).unzip();
+        own.store(objects, group, wires, &prefixes).await?;
     }
     Ok(own)
 }
@@ -85,7 +116,7 @@ impl Received {
         Self { by_block, by_hash }
     }
 
-    fn block(&self, block: u32) -> Option<u32> {
+    pub(crate) fn block(&self, block: u32) -> Option<u32> {
         let at = self.by_block.binary_search_by_key(&block, |(block, _)| *block).ok()?;
         self.by_block.get(at).map(|(_, place)| *place)
     }
@@ -137,8 +168,8 @@ pub(crate) fn lay_out(
         };
         drawing.push(place.ok_or(UploadError::Incomplete { blocks: 1, first: block })?);
     }
-    let Drawing { segments, frames, extents, .. } = drawing;
-    Layout::new(geometry, segments, frames, extents).map_err(UploadError::Layout)
+    let Drawing { segments, frames, prefixes, extents, .. } = drawing;
+    Layout::with_prefixes(geometry, segments, frames, prefixes, extents).map_err(UploadError::Layout)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -155,6 +186,7 @@ struct Drawing<'a> {
     segment_numbers: HashMap<Digest, u32>,
     segments: Vec<Digest>,
     frames: Vec<Frame>,
+    prefixes: Vec<Vec<Piece>>,
     extents: Vec<(u32, Place)>,
 }
 
@@ -167,26 +199,36 @@ impl<'a> Drawing<'a> {
             segment_numbers: HashMap::new(),
             segments: Vec::new(),
             frames: Vec::new(),
+            prefixes: Vec::new(),
             extents: Vec::new(),
         }
     }
 
     fn place(&mut self, found: Found, from: u8) -> Option<Place> {
+        Some(Place::Stored { frame: self.number(found)?, from })
+    }
+
+    /// A frame's number in the layout; the frames of its prefix come before it.
+    fn number(&mut self, found: Found) -> Option<u32> {
         if let Some(frame) = self.numbers.get(&found) {
-            return Some(Place::Stored { frame: *frame, from });
+            return Some(*frame);
         }
         let source = match found {
             Found::Own(part) => self.own.frames.get(part as usize)?,
             Found::Known(frame) => self.known.frame(frame)?,
         };
+        // As deep as frames lie behind each other, and they were counted when they were stored.
+        let pieces = source.prefix.iter().map(|piece| renumber(*piece, |frame| self.number(Found::Known(frame))));
+        let prefix = pieces.collect::<Option<Vec<_>>>()?;
         let segment = *self.segment_numbers.entry(source.segment).or_insert_with(|| {
             self.segments.push(source.segment);
             self.segments.len() as u32 - 1
         });
         let frame = self.frames.len() as u32;
         self.frames.push(Frame { segment, ..source.frame });
+        self.prefixes.push(prefix);
         self.numbers.insert(found, frame);
-        Some(Place::Stored { frame, from })
+        Some(frame)
     }
 
     fn push(&mut self, place: Place) {

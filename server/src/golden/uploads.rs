@@ -27,19 +27,20 @@ use goldsync_proto::block::{Geometry, GeometryError, Run, runs_of};
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::limits::BLOCK;
 use goldsync_proto::pack::{FRAME_HEAD, FrameHead, PackError, decompress, frame_head, hash16};
-use goldsync_proto::release::Sections;
+use goldsync_proto::release::{Section, Sections};
 use goldsync_proto::signature::{BLOCK_ENTRY, BlockHashes, block_hash};
 use serde::{Deserialize, Serialize};
 use tokio::sync::RwLock;
 
+use super::after::{self, At};
 use super::known::{Known, KnownFrame};
 use super::parts::{self, Part};
-use super::segments::{Own, Received, lay_out, missing, store_parts};
+use super::segments::{Own, Received, lay_out, missing, store_packs, store_parts};
 use super::sign::sign_file;
 use crate::api::types::{Missing, UploadState, Uploaded};
 use crate::store::files::{blocking, list, prepare_folder, write_durable};
-use crate::store::layout::LayoutError;
-use crate::store::{ImageRecord, Store, StoreError, older};
+use crate::store::layout::{Layout, LayoutError};
+use crate::store::{ImageRecord, Store, StoreError, Swept, Unneeded, older};
 
 /// An upload that nobody touched for so long is given up.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
@@ -167,6 +168,15 @@ pub struct Uploads {
     completing: tokio::sync::Mutex<()>,
 }
 
+/// An image that is being stored.
+struct New {
+    image: ImageId,
+    geometry: Geometry,
+    section: Bytes,
+    parts: Vec<Part>,
+    known: Arc<Known>,
+}
+
 #[derive(Debug)]
 struct Upload {
     folder: PathBuf,
@@ -229,7 +239,8 @@ impl Uploads {
         let folder = store.folder().join("uploads");
         let known = known_blocks(&store).await;
         let cleaned = (folder.clone(), store.clone());
-        blocking(move || clean(&cleaned.0, &cleaned.1)).await?;
+        let clean = move || prepare_folder(&cleaned.0).and_then(|()| clean(&cleaned.0, &cleaned.1, &HashSet::new()));
+        blocking(clean).await?;
         let known = Mutex::new(Arc::new(known));
         let (open, healing, completing) = Default::default();
         Ok(Arc::new(Self { store, folder, known, open, healing, completing }))
@@ -272,6 +283,7 @@ impl Uploads {
     }
 
     async fn begin_now(&self, image: ImageId, size: u64) -> Result<UploadState, UploadError> {
+        self.store.ask(image);
         if self.whole(image).is_some() && self.look_over(image).await? {
             return Ok(UploadState { stored: true });
         }
@@ -424,7 +436,8 @@ impl Uploads {
         let own = store_parts(store.objects(), &upload.frames(), &parts).await?;
         let section = state.section.clone().ok_or(UploadError::NotIndexed)?;
         let known = self.known();
-        let (layout, own) = blocking(move || draw(geometry, &section, own, &parts, &known)).await?;
+        let plain = (section.clone(), parts.clone(), known.clone());
+        let (layout, own) = blocking(move || draw(geometry, &plain.0, own, &plain.1, &plain.2)).await?;
         let layout = Arc::new(layout);
         let draft = Arc::new(store.assemble(image, &layout).await?);
         let signed = draft.clone();
@@ -437,19 +450,34 @@ impl Uploads {
             return Err(UploadError::WrongImage { image, got: signature.image });
         }
         let blocks = Bytes::from(signature.blocks);
-        let stored_layout = store.objects().put(layout.encode()).await?;
-        let sections = Sections {
-            subtrees: store.objects().put(signature.subtrees).await?,
-            blocks: store.objects().put(blocks.clone()).await?,
-            rolling: store.objects().put(signature.rolling).await?,
+        let kin = store.next_of_kin(image, &layout, BlockHashes::new(&blocks)).await;
+        let new = New { image, geometry, section, parts, known };
+        let (layout, own) = match &kin {
+            Some(kin) if store.image(image).is_none() && !state.every => {
+                self.store_after(kin, &new, &draft, layout, own).await?
+            }
+            _ => (layout, own),
         };
-        let sizes = [stored_layout, sections.subtrees, sections.blocks, sections.rolling];
-        let added = own.segments.iter().chain(&sizes).map(|section| section.length).sum();
+        let after = |of: fn(&ImageRecord) -> Section| kin.as_ref().map(|kin| of(kin));
+        let objects = store.objects();
+        let (stored_layout, mut kept) = objects.put_after(layout.encode().into(), after(|kin| kin.layout)).await?;
+        let mut put = async |bytes: Bytes, of: fn(&ImageRecord) -> Section| {
+            let (section, bytes) = objects.put_after(bytes, after(of)).await?;
+            kept += bytes;
+            Ok::<_, StoreError>(section)
+        };
+        let sections = Sections {
+            subtrees: put(signature.subtrees.into(), |kin| kin.sections.subtrees).await?,
+            blocks: put(blocks.clone(), |kin| kin.sections.blocks).await?,
+            rolling: put(signature.rolling.into(), |kin| kin.sections.rolling).await?,
+        };
+        let added = kept + own.segments.iter().map(|section| section.length).sum::<u64>();
         let made: Vec<_> = own.segments.iter().map(|segment| segment.name).collect();
         let before = store.image(image);
         let kept = before.iter().flat_map(|record| &record.segments).filter(|segment| !made.contains(segment));
         let segments = made.iter().chain(kept).copied().collect();
-        let record = ImageRecord::new(image, geometry, stored_layout, sections, added, segments);
+        let number = before.as_ref().map_or_else(|| store.next_number(), |before| before.number);
+        let record = ImageRecord::new(image, number, geometry, stored_layout, sections, added, segments);
         store.commit(record).await?;
         self.learn(layout, made, blocks).await?;
         self.healing().remove(&image);
@@ -458,10 +486,74 @@ impl Uploads {
         Ok(Uploaded { sections, added, healed: before.is_some() })
     }
 
+    /// Stores the new blocks of a proven image after its next of kin instead of as they came, if that takes less room and
+    /// reads back as the image; answers where it lies then.
+    async fn store_after(
+        &self,
+        kin: &ImageRecord,
+        new: &New,
+        draft: &Arc<crate::store::Draft>,
+        layout: Arc<Layout>,
+        own: Own,
+    ) -> Result<(Arc<Layout>, Own), UploadError> {
+        let store = &self.store;
+        let lies = store.layout(kin.image).await?;
+        // What cannot be read is no base to build on.
+        let (Ok(base), Ok(hashes)) = (store.materialise(kin.image).await, store.block_hashes(kin.image).await) else {
+            return Ok((layout, own));
+        };
+        let (draft, parts, known) = (draft.clone(), new.parts.clone(), new.known.clone());
+        let (section, geometry) = (new.section.clone(), new.geometry);
+        let packed = blocking(move || {
+            let (from, to) = (base.map()?, draft.map()?);
+            let hashes = BlockHashes::new(&hashes);
+            let base = At { bytes: &from, hashes, geometry: base.geometry() };
+            let target = At { bytes: &to, hashes: BlockHashes::new(&section), geometry };
+            let received = Received::of(&parts, target.hashes);
+            Ok::<_, StoreError>(after::pack(&base, &lies, &target, &received, &known))
+        });
+        let Some(packed) = packed.await? else { return Ok((layout, own)) };
+        let plain: u64 = own.segments.iter().map(|segment| segment.length).sum();
+        if packed.iter().map(|(part, _, _)| u64::from(part.wire_len)).sum::<u64>() >= plain {
+            return Ok((layout, own));
+        }
+        let parts: Vec<Part> = packed.iter().map(|(part, _, _)| part.clone()).collect();
+        let after = store_packs(store.objects(), packed).await?;
+        let (section, known) = (new.section.clone(), new.known.clone());
+        let drawn = blocking(move || draw(geometry, &section, after, &parts, &known));
+        let (drawn, unused) = match drawn.await {
+            Ok((drawn, after)) if after::is_bounded(&drawn) && self.reads_back(new.image, &drawn).await? => {
+                (Some((Arc::new(drawn), after)), own.fresh.clone())
+            }
+            Ok((_, after)) => (None, after.fresh),
+            // Too many frames behind each other; what it made goes with the next collection.
+            Err(UploadError::Layout(_)) => (None, Vec::new()),
+            Err(error) => return Err(error),
+        };
+        for name in unused {
+            store.objects().take_back(name).await?;
+        }
+        Ok(drawn.unwrap_or((layout, own)))
+    }
+
+    /// Whether a layout gives the image.
+    async fn reads_back(&self, image: ImageId, layout: &Layout) -> Result<bool, UploadError> {
+        let draft = match self.store.assemble(image, layout).await {
+            Err(StoreError::Damaged { name, what }) => {
+                tracing::warn!(%image, %name, what, "blocks are stored as they came, not after older ones");
+                return Ok(false);
+            }
+            draft => draft?,
+        };
+        let (folder, geometry) = (self.folder.clone(), layout.geometry());
+        let got = blocking(move || draft.id(geometry).map_err(StoreError::io("read back the image in", &folder)));
+        Ok(got.await? == Some(image))
+    }
+
     /// Lets later uploads find this image's blocks.
     async fn learn(
         &self,
-        layout: Arc<crate::store::layout::Layout>,
+        layout: Arc<Layout>,
         made: Vec<goldsync_proto::digest::Digest>,
         blocks: Bytes,
     ) -> Result<(), StoreError> {
@@ -493,19 +585,40 @@ fn draw(
     own: Own,
     parts: &[Part],
     known: &Arc<Known>,
-) -> Result<(crate::store::layout::Layout, Own), UploadError> {
+) -> Result<(Layout, Own), UploadError> {
     let hashes = BlockHashes::new(section);
     let received = Received::of(parts, hashes);
     let layout = lay_out(geometry, hashes, &own, &received, known)?;
     Ok((layout, own))
 }
 
+impl Uploads {
+    /// Removes images for good, and everything that then belongs to nothing. Nothing is proven meanwhile: what an image in
+    /// the making is about to lie in is not taken from under it, but asked for anew.
+    pub async fn collect(&self, unneeded: Unneeded) -> Result<Swept, StoreError> {
+        let _nothing_is_completed = self.completing.lock().await;
+        let segments = self.store.remove_images(&unneeded.images).await?;
+        self.forget(move |known| !segments.contains(&known.segment)).await?;
+        let (folder, store) = (self.folder.clone(), self.store.clone());
+        let open: HashSet<ImageId> = self.open.lock().await.keys().copied().collect();
+        blocking(move || clean(&folder, &store, &open)).await?;
+        self.store.sweep(unneeded.names).await
+    }
+}
+
 /// Which blocks are stored. An image whose layout or section is damaged is left out: its blocks are stored again.
 async fn known_blocks(store: &Arc<Store>) -> Known {
     let mut known = Known::default();
-    for record in store.images() {
+    let records = store.images();
+    let made: HashSet<_> = records.iter().flat_map(|record| record.segments.iter().copied()).collect();
+    for record in &records {
         match (store.layout(record.image).await, store.block_hashes(record.image).await) {
-            (Ok(layout), Ok(blocks)) => known = known.with(&layout, &record.segments, BlockHashes::new(&blocks)),
+            (Ok(layout), Ok(blocks)) => {
+                // A segment may outlive the image that it was made for; whoever uses it tells of its blocks.
+                let orphans = layout.segments().iter().filter(|segment| !made.contains(*segment));
+                let told: Vec<_> = record.segments.iter().chain(orphans).copied().collect();
+                known = known.with(&layout, &told, BlockHashes::new(&blocks));
+            }
             (Err(error), _) | (_, Err(error)) => {
                 tracing::error!(image = %record.image, %error, "a stored image cannot be read");
             }
@@ -514,13 +627,13 @@ async fn known_blocks(store: &Arc<Store>) -> Known {
     known
 }
 
-fn clean(folder: &Path, store: &Store) -> Result<(), StoreError> {
-    prepare_folder(folder)?;
+/// Removes uploads that ended or were given up, but for those at work.
+fn clean(folder: &Path, store: &Store, open: &HashSet<ImageId>) -> Result<(), StoreError> {
     for path in list(folder)? {
         let Some(image) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
         let touched = [path.join("frames"), path.join("upload.json")];
         let touched_lately = touched.iter().any(|path| fs::metadata(path).is_ok_and(|meta| !older(&meta, ABANDONED)));
-        if store.image(image).is_some() || !touched_lately {
+        if !open.contains(&image) && (store.image(image).is_some() || !touched_lately) {
             remove_folder(&path)?;
         }
     }

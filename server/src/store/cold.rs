@@ -3,7 +3,7 @@
 //! The image's blocks lie compressed in segments already, so the plan's packs point straight at the segments' frames and a
 //! cold fetch costs the server no compression. An image that is old segments' survivor uses only some blocks of many
 //! frames: where that would make nodes fetch more than [`WASTE_PERCENT`] for nothing, the wanted blocks of the worst
-//! frames are packed anew, once, into objects of their own.
+//! frames are packed anew, once, into objects of their own. So are blocks that are stored after a prefix.
 
 use std::sync::Arc;
 
@@ -136,7 +136,7 @@ fn pack_of_frame(layout: &Layout, frame: u32) -> Option<(Digest, Pack)> {
     Some((layout.segment_of(frame)?, pack))
 }
 
-/// Which frames shall be packed anew: none, unless the waste is worth it.
+/// Which frames shall be packed anew: those with a prefix, and others if the waste is worth it.
 fn scattered_frames(layout: &Layout) -> Vec<bool> {
     let mut wanted = vec![[0_u64; 4]; layout.frames().len()];
     for extent in layout.extents() {
@@ -158,7 +158,10 @@ fn scattered_frames(layout: &Layout) -> Vec<bool> {
         }
         scattered.push(used * 100 < blocks * WORTH_PERCENT);
     }
-    if waste * 100 > all * WASTE_PERCENT { scattered } else { vec![false; scattered.len()] }
+    // A node that holds nothing has no prefix: such frames are always packed anew.
+    let behind = |frame: u32| layout.level(frame) > 0;
+    let worth = waste * 100 > all * WASTE_PERCENT;
+    (0..).zip(scattered).map(|(frame, scattered)| behind(frame) || (worth && scattered)).collect()
 }
 
 /// Numbers the scattered frames.

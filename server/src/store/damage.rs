@@ -1,7 +1,7 @@
 //! Looking a stored image over: what of it cannot be read any more.
 //!
 //! Every object that the image needs is read once and held against its hashes: layout and sections whole, of the segments the
-//! frames that the image uses. Nothing is unpacked, so that it takes as long as reading the image's compressed bytes.
+//! frames that the image needs. Nothing is unpacked, so that it takes as long as reading the image's compressed bytes.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -45,16 +45,9 @@ impl Store {
     }
 
     async fn unreadable(&self, image: ImageId, layout: &Layout) -> Result<HashSet<(Digest, u64)>, StoreError> {
-        let mut used: HashSet<u32> = HashSet::new();
-        used.extend(layout.extents().iter().filter_map(|extent| match extent.place {
-            Place::Stored { frame, .. } => Some(frame),
-            Place::Zero => None,
-        }));
-        let frames: Vec<(Digest, Frame)> = (0..)
-            .zip(layout.frames())
-            .filter(|(number, _)| used.contains(number))
-            .filter_map(|(_, frame)| Some((layout.segment_of(frame)?, *frame)))
-            .collect();
+        // All of them: what the image does not use itself is some frame's prefix.
+        let frames: Vec<(Digest, Frame)> =
+            layout.frames().iter().filter_map(|frame| Some((layout.segment_of(frame)?, *frame))).collect();
         let mut checks = stream::iter(frames)
             .map(|(segment, frame)| async move { (segment, frame.offset, self.check_frame(segment, frame).await) })
             .buffer_unordered(AHEAD);
@@ -64,6 +57,17 @@ impl Store {
                 found(image, &error)?;
                 bad.insert((segment, offset));
             }
+        }
+        // What comes after a lost prefix is lost, too.
+        let key = |frame: &Frame| Some((layout.segment_of(frame)?, frame.offset));
+        for (number, frame) in (0..).zip(layout.frames()) {
+            let behind = layout.prefix(number).iter().any(|piece| match piece.place {
+                Place::Stored { frame, .. } => {
+                    layout.frames().get(frame as usize).and_then(key).is_some_and(|key| bad.contains(&key))
+                }
+                Place::Zero => false,
+            });
+            bad.extend(key(frame).filter(|_| behind));
         }
         Ok(bad)
     }

@@ -29,14 +29,14 @@ impl Frames {
         Self { objects, kept: Mutex::new(Lru::new(KEPT_BYTES)) }
     }
 
-    /// The blocks of a frame of `segment`.
+    /// The blocks of a frame of `segment` that has no prefix.
     pub(crate) async fn read(&self, segment: Digest, frame: Frame) -> Result<Bytes, StoreError> {
         let key = (segment, frame.offset);
         if let Some(raw) = self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Ok(raw);
         }
         let wire = self.fetch(segment, frame).await?;
-        let raw = Bytes::from(blocking(move || unpack(segment, &frame, &wire)).await?);
+        let raw = Bytes::from(blocking(move || unpack(segment, &frame, &wire, &[])).await?);
         let weight = raw.len() as u64;
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).put(key, raw.clone(), weight);
         Ok(raw)
@@ -57,7 +57,7 @@ impl Frames {
 }
 
 /// Proves and unpacks a frame's stored bytes.
-pub(crate) fn unpack(segment: Digest, frame: &Frame, wire: &[u8]) -> Result<Vec<u8>, StoreError> {
+pub(crate) fn unpack(segment: Digest, frame: &Frame, wire: &[u8], prefix: &[u8]) -> Result<Vec<u8>, StoreError> {
     let at = frame.offset;
     if hash16(wire) != frame.wire_hash {
         return Err(StoreError::damaged(
@@ -65,6 +65,11 @@ pub(crate) fn unpack(segment: Digest, frame: &Frame, wire: &[u8]) -> Result<Vec<
             format!("the frame at byte {at} does not hash to what its layout says"),
         ));
     }
-    decompress(frame.codec, wire, frame.raw_len as usize, &[])
-        .map_err(|error| StoreError::damaged(segment, format!("the frame at byte {at}: {error}")))
+    let raw = decompress(frame.codec, wire, frame.raw_len as usize, prefix)
+        .map_err(|error| StoreError::damaged(segment, format!("the frame at byte {at}: {error}")))?;
+    // A wrong prefix gives other bytes, and no error.
+    if !prefix.is_empty() && hash16(&raw) != frame.raw_hash {
+        return Err(StoreError::damaged(segment, format!("the frame at byte {at} does not unpack after its prefix")));
+    }
+    Ok(raw)
 }

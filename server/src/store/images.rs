@@ -1,7 +1,7 @@
 //! The small index of stored images: one file an image, written last.
 //!
 //! ```text
-//! images/<image id>    JSON: size, layout, sections, segments made for it, bytes added
+//! images/<image id>    JSON: number, size, layout, sections, segments made for it, bytes added
 //! ```
 //! An image exists when this file does. Everything it names was synced before it was written, and it is renamed into
 //! place: that rename is the commit point of a publish.
@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
 
 use goldsync_proto::block::Geometry;
 use goldsync_proto::digest::{Digest, ImageId};
@@ -17,7 +18,7 @@ use goldsync_proto::release::{Section, Sections};
 use serde::{Deserialize, Serialize};
 
 use super::StoreError;
-use super::files::{list, prepare_folder, write_durable};
+use super::files::{list, prepare_folder, sync_parent, write_durable};
 
 const FORMAT: u32 = 1;
 
@@ -27,6 +28,8 @@ pub struct ImageRecord {
     format: u32,
     /// Its id.
     pub image: ImageId,
+    /// Images are numbered as they come.
+    pub number: u64,
     /// Bytes in it.
     pub size: u64,
     /// Where its layout is.
@@ -43,13 +46,14 @@ impl ImageRecord {
     /// A record as this server writes it.
     pub(crate) fn new(
         image: ImageId,
+        number: u64,
         geometry: Geometry,
         layout: Section,
         sections: Sections,
         added: u64,
         segments: Vec<Digest>,
     ) -> Self {
-        Self { format: FORMAT, image, size: geometry.size(), layout, sections, added, segments }
+        Self { format: FORMAT, image, number, size: geometry.size(), layout, sections, added, segments }
     }
 
     fn read(path: &Path, image: ImageId) -> Result<Self, StoreError> {
@@ -106,6 +110,21 @@ impl Images {
         self.records.write().unwrap_or_else(PoisonError::into_inner).insert(record.image, Arc::new(record));
         Ok(())
     }
+
+    /// When an image was committed.
+    pub(crate) fn age(&self, image: ImageId) -> Result<Duration, StoreError> {
+        let path = self.folder.join(image.to_string());
+        let written = fs::metadata(&path).and_then(|meta| meta.modified()).map_err(StoreError::io("read", &path))?;
+        Ok(SystemTime::now().duration_since(written).unwrap_or_default())
+    }
+
+    /// Makes an image not exist any more; on return that survives a power cut.
+    pub(crate) fn remove(&self, image: ImageId) -> Result<(), StoreError> {
+        let path = self.folder.join(image.to_string());
+        self.records.write().unwrap_or_else(PoisonError::into_inner).remove(&image);
+        fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
+        sync_parent(&path)
+    }
 }
 
 #[cfg(test)]
@@ -116,7 +135,7 @@ mod tests {
         let section = Section { name: Digest::of(b"s"), length: 8 };
         let sections = Sections { subtrees: section, blocks: section, rolling: section };
         let geometry = Geometry::new(4096).unwrap();
-        ImageRecord::new(ImageId::of(b"x"), geometry, section, sections, 9, vec![Digest::of(b"a")])
+        ImageRecord::new(ImageId::of(b"x"), 7, geometry, section, sections, 9, vec![Digest::of(b"a")])
     }
 
     #[test]

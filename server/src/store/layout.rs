@@ -7,14 +7,16 @@
 //! ```
 //! A *segment* is an object: *frames*, one after the other, each a compressed run of blocks that was new when some image
 //! was published. An *extent* is a run of the image's blocks that lie side by side in one frame, or a run of zero
-//! blocks, which are never stored. Extents cover the image once, in order.
+//! blocks, which are never stored. Extents cover the image once, in order. A frame may be compressed with a *prefix*:
+//! blocks of frames before it, some of which are there for that alone.
 //!
 //! | field        | form                                                                             |
 //! |--------------|----------------------------------------------------------------------------------|
-//! | magic        | `gsl1`; another layout of these bytes takes another number                       |
+//! | magic        | `gsl2`; another layout of these bytes takes another number                       |
 //! | blocks       | varint, 1 ..= 2^28                                                               |
 //! | segments     | varint count, then 32 bytes each: the object's name                              |
 //! | frames       | varint count, then each: varint segment, varint offset, varint wire_len, varint raw blocks (1 ..= 256), u8 codec, 16 bytes wire hash, 16 bytes raw hash |
+//! | prefixes     | for each frame: varint count, then each: varint frame + 1 (0 for zeros), varint first block, varint blocks |
 //! | extents      | varint count, then each: varint (blocks << 1) for zeros, or varint (blocks << 1 + 1), varint frame, varint first block in the frame |
 //! | checksum     | 32 bytes: BLAKE3 of everything before                                            |
 //!
@@ -23,10 +25,10 @@
 use goldsync_proto::block::{Geometry, GeometryError};
 use goldsync_proto::codec::{CodecError, Reader, Writer};
 use goldsync_proto::digest::{DIGEST_LEN, Digest};
-use goldsync_proto::limits::{BLOCK, IMAGE_MAX, PACK_RAW_MAX, PACK_WIRE_MAX};
+use goldsync_proto::limits::{BLOCK, IMAGE_MAX, PACK_RAW_MAX, PACK_WIRE_MAX, PREFIX_MAX};
 use goldsync_proto::pack::Codec;
 
-const MAGIC: [u8; 4] = *b"gsl1";
+const MAGIC: [u8; 4] = *b"gsl2";
 const BLOCKS_MAX: u64 = IMAGE_MAX / BLOCK;
 /// Blocks in the largest frame; a block's place in its frame fits a byte.
 pub const FRAME_BLOCKS_MAX: u64 = PACK_RAW_MAX as u64 / BLOCK;
@@ -60,6 +62,21 @@ impl Frame {
     }
 }
 
+/// Frames that lie behind each other by their prefixes, at most.
+pub(crate) const LEVELS_MAX: u8 = 64;
+
+/// Pieces of one prefix: a block each, at worst.
+const PIECES_MAX: usize = PREFIX_MAX / BLOCK as usize;
+
+/// A part of a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Where its blocks lie.
+    pub place: Place,
+    /// How many.
+    pub count: u32,
+}
+
 /// Where a run of blocks lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -91,6 +108,10 @@ pub struct Layout {
     geometry: Geometry,
     segments: Vec<Digest>,
     frames: Vec<Frame>,
+    /// For each frame; empty for most.
+    prefixes: Vec<Vec<Piece>>,
+    /// For each frame, how many lie behind each other below it.
+    levels: Vec<u8>,
     extents: Vec<Extent>,
 }
 
@@ -102,7 +123,7 @@ pub enum LayoutError {
     #[error(transparent)]
     Codec(#[from] CodecError),
     /// Other bytes, or a newer form.
-    #[error("it does not begin with `gsl1`: not a layout, or one of a newer server")]
+    #[error("it does not begin with `gsl2`: not a layout, or one of a newer server")]
     Magic,
     /// The bytes changed since they were written.
     #[error("its checksum does not fit its bytes")]
@@ -123,6 +144,12 @@ pub enum LayoutError {
         wire_len: u32,
         /// Its bytes unpacked.
         raw_len: u32,
+    },
+    /// A prefix is not made of frames before it, or of too many.
+    #[error("the prefix of frame {frame} does not lie inside the frames before it, or too many lie behind each other")]
+    Prefix {
+        /// Whose.
+        frame: usize,
     },
     /// An extent points outside its frame.
     #[error("the extent of {count} blocks from block {first} is empty or lies outside frame {frame}")]
@@ -152,11 +179,24 @@ impl Layout {
         frames: Vec<Frame>,
         extents: impl IntoIterator<Item = (u32, Place)>,
     ) -> Result<Self, LayoutError> {
+        let prefixes = vec![Vec::new(); frames.len()];
+        Self::with_prefixes(geometry, segments, frames, prefixes, extents)
+    }
+
+    /// The same, with a prefix for each frame.
+    pub fn with_prefixes(
+        geometry: Geometry,
+        segments: Vec<Digest>,
+        frames: Vec<Frame>,
+        prefixes: Vec<Vec<Piece>>,
+        extents: impl IntoIterator<Item = (u32, Place)>,
+    ) -> Result<Self, LayoutError> {
         for (index, frame) in frames.iter().enumerate() {
             check_frame(index, frame, segments.len())?;
         }
         let extents = place_extents(geometry, &frames, extents)?;
-        Ok(Self { geometry, segments, frames, extents })
+        let levels = levels(&frames, &prefixes)?;
+        Ok(Self { geometry, segments, frames, prefixes, levels, extents })
     }
 
     /// The image's size.
@@ -172,6 +212,16 @@ impl Layout {
     /// The frames that hold its blocks.
     pub fn frames(&self) -> &[Frame] {
         &self.frames
+    }
+
+    /// What must be unpacked before a frame.
+    pub fn prefix(&self, frame: u32) -> &[Piece] {
+        self.prefixes.get(frame as usize).map_or(&[], Vec::as_slice)
+    }
+
+    /// How many frames lie behind each other below a frame.
+    pub(crate) fn level(&self, frame: u32) -> u8 {
+        self.levels.get(frame as usize).copied().unwrap_or(0)
     }
 
     /// Where its blocks lie, in order.
@@ -196,6 +246,7 @@ impl Layout {
     pub fn weight(&self) -> u64 {
         (self.segments.len() * DIGEST_LEN
             + self.frames.len() * size_of::<Frame>()
+            + self.prefixes.iter().map(|prefix| (prefix.len() + 3) * size_of::<Piece>()).sum::<usize>()
             + self.extents.len() * size_of::<Extent>()) as u64
     }
 
@@ -212,6 +263,16 @@ impl Layout {
             writer.varint(frame.segment.into()).varint(frame.offset).varint(frame.wire_len.into());
             writer.varint(frame.blocks().into()).u8(frame.codec as u8);
             writer.bytes(&frame.wire_hash).bytes(&frame.raw_hash);
+        }
+        for prefix in &self.prefixes {
+            writer.varint(prefix.len() as u64);
+            for piece in prefix {
+                let (frame, from) = match piece.place {
+                    Place::Zero => (0, 0),
+                    Place::Stored { frame, from } => (u64::from(frame) + 1, from),
+                };
+                writer.varint(frame).varint(from.into()).varint(piece.count.into());
+            }
         }
         writer.varint(self.extents.len() as u64);
         for extent in &self.extents {
@@ -246,9 +307,10 @@ impl Layout {
         let geometry = Geometry::new(reader.varint("blocks", BLOCKS_MAX)? * BLOCK)?;
         let segments = read_segments(&mut reader)?;
         let frames = read_frames(&mut reader)?;
+        let prefixes = (0..frames.len()).map(|_| read_prefix(&mut reader)).collect::<Result<_, _>>()?;
         let extents = read_extents(&mut reader)?;
         reader.end("layout")?;
-        Self::new(geometry, segments, frames, extents)
+        Self::with_prefixes(geometry, segments, frames, prefixes, extents)
     }
 }
 
@@ -276,6 +338,30 @@ fn check_frame(index: usize, frame: &Frame, segments: usize) -> Result<(), Layou
         return Ok(());
     }
     Err(LayoutError::Frame { frame: index, segment, offset, wire_len, raw_len })
+}
+
+/// Holds each prefix against the frames before its own, and counts how many lie behind each other.
+fn levels(frames: &[Frame], prefixes: &[Vec<Piece>]) -> Result<Vec<u8>, LayoutError> {
+    let mut levels: Vec<u8> = Vec::with_capacity(frames.len());
+    for (index, prefix) in prefixes.iter().enumerate() {
+        let refuse = || LayoutError::Prefix { frame: index };
+        let (mut blocks, mut level) = (0_u64, 0);
+        for piece in prefix {
+            blocks += u64::from(piece.count);
+            let Place::Stored { frame, from } = piece.place else { continue };
+            let below = levels.get(frame as usize).copied().ok_or_else(refuse)?;
+            let have = frames.get(frame as usize).map_or(0, Frame::blocks);
+            if u64::from(from) + u64::from(piece.count) > u64::from(have) {
+                return Err(refuse());
+            }
+            level = level.max(below + 1);
+        }
+        if blocks * BLOCK > PREFIX_MAX as u64 || level > LEVELS_MAX {
+            return Err(refuse());
+        }
+        levels.push(level);
+    }
+    Ok(levels)
 }
 
 fn place_extents(
@@ -324,6 +410,23 @@ fn read_frames(reader: &mut Reader<'_>) -> Result<Vec<Frame>, CodecError> {
     Ok(frames)
 }
 
+fn read_prefix(reader: &mut Reader<'_>) -> Result<Vec<Piece>, CodecError> {
+    let count = reader.count("prefix", PIECES_MAX, 3)?;
+    let mut prefix = Vec::with_capacity(count);
+    for _ in 0..count {
+        let frame = reader.varint("prefix's frame", BLOCKS_MAX)?;
+        let from = reader.varint("prefix's first block", FRAME_BLOCKS_MAX - 1)? as u8;
+        let count = reader.varint("prefix's blocks", PIECES_MAX as u64)? as u32;
+        let place = match frame.checked_sub(1) {
+            Some(frame) => Place::Stored { frame: frame as u32, from },
+            None if from == 0 => Place::Zero,
+            None => return Err(CodecError::Unknown { field: "prefix's first block", got: from.into() }),
+        };
+        prefix.push(Piece { place, count });
+    }
+    Ok(prefix)
+}
+
 fn read_extents(reader: &mut Reader<'_>) -> Result<Vec<(u32, Place)>, CodecError> {
     let count = reader.count("extents", BLOCKS_MAX as usize, 1)?;
     let mut extents = Vec::with_capacity(count);
@@ -358,8 +461,33 @@ mod tests {
         let geometry = Geometry::new(300 * BLOCK).unwrap();
         let segments = vec![Digest::of(b"a"), Digest::of(b"b")];
         let frames = vec![frame(0, 0, 256), frame(1, 77, 4)];
+        let before = vec![Piece { place: Place::Zero, count: 3 }, Piece { place: stored(0, 200), count: 56 }];
         let extents = [(256, stored(0, 0)), (40, Place::Zero), (3, stored(1, 1)), (1, stored(1, 0))];
-        Layout::new(geometry, segments, frames, extents).unwrap()
+        Layout::with_prefixes(geometry, segments, frames, vec![vec![], before], extents).unwrap()
+    }
+
+    #[test]
+    fn a_prefix_lies_in_the_frames_before_its_own() {
+        assert_eq!((example().level(0), example().level(1), example().prefix(1).len()), (0, 1, 2));
+        let geometry = Geometry::new(10 * BLOCK).unwrap();
+        let make = |prefixes: Vec<Vec<Piece>>| {
+            let frames = vec![frame(0, 0, 10); prefixes.len()];
+            Layout::with_prefixes(geometry, vec![Digest::of(b"a")], frames, prefixes, [(10, Place::Zero)])
+        };
+        let piece = |frame, from, count| Piece { place: stored(frame, from), count };
+        let chain =
+            |length: u32| (0..length).map(|at| if at == 0 { vec![] } else { vec![piece(at - 1, 0, 1)] }).collect();
+        assert!(make(chain(u32::from(LEVELS_MAX) + 1)).is_ok());
+        for bad in [
+            vec![vec![piece(0, 0, 1)]],
+            vec![vec![piece(1, 0, 1)], vec![]],
+            vec![vec![], vec![piece(0, 5, 6)]],
+            vec![vec![], vec![piece(0, 0, 10); 103]],
+            vec![vec![Piece { place: Place::Zero, count: 1025 }]],
+            chain(u32::from(LEVELS_MAX) + 2),
+        ] {
+            assert!(matches!(make(bad), Err(LayoutError::Prefix { .. })));
+        }
     }
 
     #[test]
@@ -405,7 +533,7 @@ mod tests {
     #[test]
     fn damage_is_told_apart() {
         let bytes = example().encode();
-        assert_eq!(Layout::decode(b"gsl2 and so on, long enough to hold a checksum"), Err(LayoutError::Magic));
+        assert_eq!(Layout::decode(b"gsl1 and so on, long enough to hold a checksum"), Err(LayoutError::Magic));
         assert!(matches!(Layout::decode(&bytes[..20]), Err(LayoutError::Codec(CodecError::Truncated { .. }))));
         for index in [4, 40, bytes.len() - 1] {
             let mut broken = bytes.clone();

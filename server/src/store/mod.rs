@@ -12,20 +12,23 @@
 //!
 //! Not here: who may read what (`session`, `api`), how an image comes in (`golden`), how plans are made (`packs`).
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use goldsync_proto::digest::{Digest, ImageId};
+use goldsync_proto::digest::ImageId;
 use goldsync_proto::signature::BLOCK_ENTRY;
 
 pub mod cold;
+mod collect;
 mod damage;
+pub(crate) mod delta;
 mod error;
 pub(crate) mod files;
 mod frames;
 mod images;
+mod kin;
 pub mod layout;
 mod lru;
 mod objects;
@@ -33,12 +36,14 @@ mod reader;
 pub(crate) mod regions;
 mod whole;
 
+pub use collect::Unneeded;
 pub use error::StoreError;
 pub use images::ImageRecord;
-pub use objects::Objects;
 pub(crate) use objects::older;
+pub use objects::{Objects, Swept};
 pub use reader::Blocks;
 pub(crate) use reader::pieces;
+pub(crate) use whole::Draft;
 pub use whole::Whole;
 
 use files::blocking;
@@ -51,20 +56,18 @@ use whole::Wholes;
 /// Decoded layouts kept in memory.
 const LAYOUT_BYTES: u64 = 64 << 20;
 
-/// Objects that belong to nothing are removed when they are this old: until then they may belong to a publish that died
-/// half-way and is taken up again.
-const UNWANTED_AGE: Duration = Duration::from_secs(24 * 3600);
-
 /// How much the store may use.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreOptions {
     /// Bytes of whole images in `cache/`. The two images of a plan in the making are kept even if they are larger.
     pub cache_bytes: u64,
+    /// What nothing needs any more is removed when nobody wrote or read it for so long.
+    pub grace: Duration,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { cache_bytes: 64 << 30 }
+        Self { cache_bytes: 64 << 30, grace: Duration::from_secs(3600) }
     }
 }
 
@@ -77,6 +80,9 @@ pub struct Store {
     layouts: Mutex<Lru<ImageId, Arc<Layout>>>,
     frames: Frames,
     wholes: Wholes,
+    grace: Duration,
+    /// When images were last asked for.
+    asked: Mutex<HashMap<ImageId, Instant>>,
 }
 
 impl Store {
@@ -92,6 +98,8 @@ impl Store {
                 wholes: Wholes::open(folder.join("cache"), options.cache_bytes)?,
                 objects,
                 folder,
+                grace: options.grace,
+                asked: Mutex::default(),
             }))
         })
         .await
@@ -115,6 +123,11 @@ impl Store {
     /// All stored images.
     pub fn images(&self) -> Vec<Arc<ImageRecord>> {
         self.images.all()
+    }
+
+    /// The number of the next image.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.images().iter().map(|record| record.number + 1).max().unwrap_or(0)
     }
 
     /// Bytes in all objects.
@@ -171,23 +184,5 @@ impl Store {
     /// Gives a proven draft its place among the whole images.
     pub(crate) fn keep_whole(&self, image: ImageId, draft: &whole::Draft) -> Result<Arc<Whole>, StoreError> {
         self.wholes.keep(image, draft)
-    }
-
-    /// Removes old objects that belong to no image and are not among `others`. Returns the bytes freed.
-    pub async fn sweep(self: &Arc<Self>, others: HashSet<Digest>) -> Result<u64, StoreError> {
-        self.sweep_older(others, UNWANTED_AGE).await
-    }
-
-    async fn sweep_older(self: &Arc<Self>, others: HashSet<Digest>, age: Duration) -> Result<u64, StoreError> {
-        let mut wanted = others;
-        for record in self.images() {
-            let sections = [record.layout, record.sections.subtrees, record.sections.blocks, record.sections.rolling];
-            wanted.extend(sections.map(|section| section.name));
-            wanted.extend(&record.segments);
-            // An older image's segments may be needed though no record names them any more.
-            wanted.extend(self.layout(record.image).await?.segments());
-        }
-        let objects = self.objects.clone();
-        blocking(move || objects.sweep(|name| wanted.contains(&name), age)).await
     }
 }

@@ -1,20 +1,22 @@
 //! Immutable objects, each named by the BLAKE3 hash of its bytes.
 //!
 //! ```text
-//! objects/3f/3f2a...   one file an object
+//! objects/3f/3f2a...     one file an object
+//! objects/3f/3f2a....d   or what differs from another; see [`super::delta`]
 //! ```
 //! An object is written beside its place, synced, and renamed into it, so that a name never stands for half of its
 //! bytes. Writing an object that exists replaces it with the same bytes, which also heals a damaged one. Nothing here
 //! knows which objects belong to which image; see [`super::Store::sweep`] for those that belong to none.
 //! The interface is `object_store`'s, so that another back-end can take the local folder's place.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use goldsync_proto::digest::Digest;
@@ -32,6 +34,8 @@ pub struct Objects {
     folder: PathBuf,
     backend: Arc<dyn ObjectStore>,
     stored: AtomicU64,
+    /// When objects were last read.
+    read: Mutex<HashMap<Digest, Instant>>,
     #[cfg(test)]
     breaks_in: AtomicU64,
 }
@@ -53,19 +57,20 @@ impl Objects {
             folder,
             backend,
             stored: AtomicU64::new(stored),
+            read: Mutex::default(),
             #[cfg(test)]
             breaks_in: AtomicU64::new(u64::MAX),
         })
     }
 
-    /// From now on `puts` objects are stored, and no more.
+    /// From now on `changes` objects are stored, or files of the store removed, and no more.
     #[cfg(test)]
-    pub(crate) fn break_in(&self, puts: u64) {
-        self.breaks_in.store(puts, Ordering::Relaxed);
+    pub(crate) fn break_in(&self, changes: u64) {
+        self.breaks_in.store(changes, Ordering::Relaxed);
     }
 
     #[cfg(test)]
-    fn broken(&self) -> Result<(), StoreError> {
+    pub(crate) fn broken(&self) -> Result<(), StoreError> {
         let left = self.breaks_in.load(Ordering::Relaxed);
         self.breaks_in.store(left.saturating_sub(1), Ordering::Relaxed);
         let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
@@ -84,13 +89,26 @@ impl Objects {
 
     /// Stores the bytes of `parts`, one after the other, as one object.
     pub async fn put_parts(&self, parts: Vec<Bytes>) -> Result<Section, StoreError> {
+        Ok(self.put_new(parts).await?.0)
+    }
+
+    /// The same, and whether there was no such object before.
+    pub(crate) async fn put_new(&self, parts: Vec<Bytes>) -> Result<(Section, bool), StoreError> {
         #[cfg(test)]
         self.broken()?;
         let (section, parts) = blocking(move || Ok::<_, StoreError>((section_of(&parts), parts))).await?;
         let before = self.length_if_any(section.name).await?;
         self.backend.put(&place(section.name), PutPayload::from_iter(parts)).await?;
         self.count(section.length, before);
-        Ok(section)
+        Ok((section, before == 0))
+    }
+
+    /// Takes back an object that nothing names yet.
+    pub(crate) async fn take_back(&self, name: Digest) -> Result<(), StoreError> {
+        let length = self.len_plain(name).await?.unwrap_or(0);
+        self.backend.delete(&place(name)).await?;
+        self.stored.fetch_sub(length, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Stores a file's bytes, in bounded memory.
@@ -127,18 +145,61 @@ impl Objects {
     }
 
     async fn length_if_any(&self, name: Digest) -> Result<u64, StoreError> {
-        match self.len(name).await {
-            Err(StoreError::NotFound { .. }) => Ok(0),
-            other => other,
-        }
+        Ok(self.len_plain(name).await?.unwrap_or(0))
     }
 
     /// Bytes in an object.
     pub async fn len(&self, name: Digest) -> Result<u64, StoreError> {
-        match self.backend.head(&place(name)).await {
-            Ok(meta) => Ok(meta.size),
-            Err(error) => Err(not_found(name, error)),
+        if let Some(length) = self.len_plain(name).await? {
+            return Ok(length);
         }
+        self.delta(name).await?.map(|head| head.length).ok_or(StoreError::NotFound { name })
+    }
+
+    /// Bytes in an object that is kept as it is.
+    pub(super) async fn len_plain(&self, name: Digest) -> Result<Option<u64>, StoreError> {
+        match self.backend.head(&place(name)).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Bytes of the file that says how an object differs from another.
+    pub(super) async fn delta_len(&self, name: Digest) -> Result<Option<u64>, StoreError> {
+        match self.backend.head(&delta_place(name)).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Up to `length` bytes, from `offset`, of the file that says how an object differs from another.
+    pub(super) async fn delta_bytes(
+        &self,
+        name: Digest,
+        offset: u64,
+        length: u64,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let Some(size) = self.delta_len(name).await? else { return Ok(None) };
+        let place = delta_place(name);
+        let range = offset.min(size)..offset.saturating_add(length).min(size);
+        if range.is_empty() {
+            return Ok(Some(Bytes::new()));
+        }
+        Ok(Some(self.backend.get_range(&place, range).await?))
+    }
+
+    /// Stores how an object differs from another.
+    pub(super) async fn put_delta(&self, name: Digest, parts: Vec<Bytes>) -> Result<(), StoreError> {
+        #[cfg(test)]
+        self.broken()?;
+        let place = delta_place(name);
+        let length = parts.iter().map(|part| part.len() as u64).sum();
+        let before = self.delta_len(name).await?.unwrap_or(0);
+        self.backend.put(&place, PutPayload::from_iter(parts)).await?;
+        self.count(length, before);
+        Ok(())
     }
 
     /// The bytes of `range`, all of which must be inside the object. They are not held against the object's name.
@@ -146,10 +207,11 @@ impl Objects {
         if range.is_empty() {
             return self.outside(name, &range).await.map(|()| Bytes::new());
         }
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name, Instant::now());
         let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
         let found = match self.backend.get_opts(&place(name), options).await {
             Ok(found) => found,
-            Err(error @ object_store::Error::NotFound { .. }) => return Err(not_found(name, error)),
+            Err(object_store::Error::NotFound { .. }) => return self.read_otherwise(name, range).await,
             Err(error) => return Err(self.outside(name, &range).await.err().unwrap_or(error.into())),
         };
         let (length, wanted) = (found.meta.size, range.end - range.start);
@@ -161,6 +223,15 @@ impl Objects {
             return Err(StoreError::damaged(name, format!("{} bytes read of {wanted}", bytes.len())));
         }
         Ok(bytes)
+    }
+
+    /// The bytes of an object that is not kept as it is.
+    async fn read_otherwise(&self, name: Digest, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let head = self.delta(name).await?.ok_or(StoreError::NotFound { name })?;
+        if range.end > head.length {
+            return Err(bad_range(name, &range, head.length));
+        }
+        self.read_delta(name, &head, range).await
     }
 
     /// The bytes from `offset`: `length` of them, or fewer where the object ends.
@@ -192,19 +263,42 @@ impl Objects {
         if range.end > length || range.start > range.end { Err(bad_range(name, range, length)) } else { Ok(()) }
     }
 
-    /// Removes the objects that `keep` turns down and that are older than `age`. Returns the bytes freed.
-    pub(crate) fn sweep(&self, keep: impl Fn(Digest) -> bool, age: Duration) -> Result<u64, StoreError> {
-        let mut freed = 0;
+    /// Removes the objects that `keep` turns down, and that were neither written nor read for `grace`.
+    pub(crate) fn sweep(&self, keep: impl Fn(Digest) -> bool, grace: Duration) -> Result<Swept, StoreError> {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, at| at.elapsed() < grace);
+        let mut swept = Swept::default();
         for path in object_files(&self.folder)? {
+            let Some(name) = name_of(&path).filter(|name| !keep(*name)) else { continue };
             let meta = fs::metadata(&path).map_err(StoreError::io("read", &path))?;
-            if name_of(&path).is_some_and(|name| !keep(name)) && older(&meta, age) {
-                fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
-                freed += meta.len();
+            let in_use = self.read.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&name);
+            if in_use || !older(&meta, grace) {
+                swept.later += meta.len();
+                continue;
             }
+            #[cfg(test)]
+            self.broken()?;
+            fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
+            self.stored.fetch_sub(meta.len(), Ordering::Relaxed);
+            (swept.files, swept.freed) = (swept.files + 1, swept.freed + meta.len());
         }
-        self.stored.fetch_sub(freed, Ordering::Relaxed);
-        Ok(freed)
+        Ok(swept)
     }
+
+    /// Bytes that an object takes on disk, in whichever form; 0 if it is not there.
+    pub(crate) async fn takes(&self, name: Digest) -> Result<u64, StoreError> {
+        Ok(self.len_plain(name).await?.unwrap_or(0) + self.delta_len(name).await?.unwrap_or(0))
+    }
+}
+
+/// What a sweep came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Files removed.
+    pub files: u64,
+    /// Bytes in them.
+    pub freed: u64,
+    /// Bytes that nothing needs, but that were written or read lately.
+    pub later: u64,
 }
 
 /// Whether a file was last written more than `age` ago. A clock that went back makes nothing old.
@@ -218,8 +312,15 @@ fn place(name: Digest) -> ObjectPath {
     ObjectPath::from_iter([hex.get(..2).unwrap_or_default(), &hex])
 }
 
+fn delta_place(name: Digest) -> ObjectPath {
+    let hex = name.to_string();
+    ObjectPath::from_iter([hex.get(..2).unwrap_or_default(), &format!("{hex}{DELTA}")])
+}
+
+/// The object that a file is, or belongs to.
 fn name_of(path: &Path) -> Option<Digest> {
-    path.file_name()?.to_str()?.parse().ok()
+    let file = path.file_name()?.to_str()?;
+    file.strip_suffix(DELTA).unwrap_or(file).parse().ok()
 }
 
 fn object_files(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
@@ -229,6 +330,9 @@ fn object_files(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
     }
     Ok(files)
 }
+
+/// The ending of files that say how an object differs from another.
+const DELTA: &str = ".d";
 
 /// Bytes of a file that are held at a time while it is stored.
 const PART: u64 = 8 << 20;
@@ -245,13 +349,6 @@ fn section_of(parts: &[Bytes]) -> Section {
         hasher.update(part);
     }
     Section { name: Digest(*hasher.finalize().as_bytes()), length: hasher.count() }
-}
-
-fn not_found(name: Digest, error: object_store::Error) -> StoreError {
-    match error {
-        object_store::Error::NotFound { .. } => StoreError::NotFound { name },
-        error => error.into(),
-    }
 }
 
 fn bad_range(name: Digest, range: &Range<u64>, length: u64) -> StoreError {
@@ -323,8 +420,9 @@ mod tests {
         fs::write(&draft, b"half").unwrap();
         let objects = Objects::open(folder.path().join("objects")).unwrap();
         assert!(!draft.exists());
-        assert_eq!(objects.sweep(|name| name == kept.name, Duration::from_secs(60)).unwrap(), 0);
-        assert_eq!(objects.sweep(|name| name == kept.name, Duration::ZERO).unwrap(), 4);
+        let later = objects.sweep(|name| name == kept.name, Duration::from_secs(60)).unwrap();
+        assert_eq!((later.freed, later.later), (0, 4));
+        assert_eq!(objects.sweep(|name| name == kept.name, Duration::ZERO).unwrap().freed, 4);
         assert_eq!(objects.stored(), 4);
         assert!(objects.whole(kept).await.is_ok());
         assert!(matches!(objects.len(gone.name).await, Err(StoreError::NotFound { .. })));

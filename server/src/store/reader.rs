@@ -35,7 +35,7 @@ pub struct Blocks {
 impl Store {
     /// The blocks of `runs`, as literal frames. Everything that the asker can get wrong is refused before the first.
     pub async fn blocks(self: &Arc<Self>, image: ImageId, runs: Vec<Run>) -> Result<Blocks, StoreError> {
-        let layout = self.layout(image).await?;
+        let layout = self.asked_for(image).await?;
         let count = check_runs(layout.geometry(), &runs)?;
         Ok(Blocks { count, frames: chained(self.clone().raw(image, layout, runs)).boxed() })
     }
@@ -47,7 +47,7 @@ impl Store {
         runs: Vec<Run>,
         masks: Vec<u8>,
     ) -> Result<Blocks, StoreError> {
-        let layout = self.layout(image).await?;
+        let layout = self.asked_for(image).await?;
         let count = check_masks(check_runs(layout.geometry(), &runs)?, &masks)?;
         let mut masks = Bytes::from(masks);
         let selected = self.clone().raw(image, layout, runs).map(move |raw| {
@@ -65,13 +65,19 @@ impl Store {
         runs: Vec<Run>,
         hash: GrainHash,
     ) -> Result<Blocks, StoreError> {
-        let layout = self.layout(image).await?;
+        let layout = self.asked_for(image).await?;
         let count = check_runs(layout.geometry(), &runs)? * GRAINS as u64;
         let signed = self.clone().raw(image, layout, runs).map(move |raw| async move {
             let raw = raw?;
             blocking(move || Ok(Bytes::from(hash.sign(&raw)))).await
         });
         Ok(Blocks { count, frames: signed.buffered(AHEAD).boxed() })
+    }
+
+    /// A layout of an image that somebody is going to read.
+    async fn asked_for(&self, image: ImageId) -> Result<Arc<Layout>, StoreError> {
+        self.ask(image);
+        self.layout(image).await
     }
 
     /// The bytes of `runs`, in pieces of one frame each.
@@ -88,8 +94,18 @@ impl Store {
     }
 
     /// The bytes of runs of blocks inside the image, joined.
-    pub(crate) async fn gather(&self, image: ImageId, layout: &Layout, runs: &[Run]) -> Result<Vec<u8>, StoreError> {
-        if let Some(whole) = self.wholes.proven(image) {
+    pub(crate) async fn gather(
+        self: &Arc<Self>,
+        image: ImageId,
+        layout: &Layout,
+        runs: &[Run],
+    ) -> Result<Vec<u8>, StoreError> {
+        // Frames with prefixes may need most of the image unpacked: then all of it, once, for all who come after.
+        let whole = match self.wholes.proven(image) {
+            None if needs_prefixes(layout, runs) => Some(self.materialise(image).await?),
+            whole => whole,
+        };
+        if let Some(whole) = whole {
             let runs = runs.to_vec();
             return blocking(move || {
                 let mut raw = Vec::new();
@@ -114,6 +130,13 @@ impl Store {
         }
         Ok(raw)
     }
+}
+
+fn needs_prefixes(layout: &Layout, runs: &[Run]) -> bool {
+    runs.iter().flat_map(|(first, count)| layout.cover(*first, *count)).any(|extent| match extent.place {
+        Place::Stored { frame, .. } => layout.level(frame) > 0,
+        Place::Zero => false,
+    })
 }
 
 /// Literal frames, each with what came before it as its prefix.

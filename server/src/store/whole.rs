@@ -9,8 +9,9 @@
 //! The folder is kept within a number of bytes by removing what was used longest ago. Who holds a [`Whole`] keeps its
 //! bytes: removing only takes away the name.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,12 +19,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use goldsync_proto::block::{Geometry, byte_of};
 use goldsync_proto::digest::ImageId;
-use goldsync_proto::limits::BLOCK;
+use goldsync_proto::limits::{BLOCK, PACK_RAW_MAX};
 use memmap2::Mmap;
 
 use super::files::{blocking, list, prepare_folder, temporary};
 use super::frames::unpack;
-use super::layout::{Extent, Frame, Layout, Place};
+use super::layout::{Extent, Layout, Piece, Place};
 use super::regions::id_of_file;
 use super::{Store, StoreError};
 
@@ -105,6 +106,19 @@ pub(crate) struct Draft {
     pub(crate) file: Arc<File>,
     path: PathBuf,
     geometry: Geometry,
+}
+
+impl Draft {
+    /// All its bytes, which nobody writes any more.
+    pub(crate) fn map(&self) -> Result<Mmap, StoreError> {
+        // SAFETY: the draft is its owner's alone, put together by now, and neither written nor cut until it is renamed.
+        unsafe { Mmap::map(&*self.file) }.map_err(StoreError::io("map", &self.path))
+    }
+
+    /// The image that it holds.
+    pub(crate) fn id(&self, geometry: Geometry) -> io::Result<Option<ImageId>> {
+        id_of_file(&self.file, geometry)
+    }
 }
 
 impl Drop for Draft {
@@ -235,40 +249,97 @@ impl Store {
         let blocks: u64 = layout.extents().iter().filter(stored).map(|extent| u64::from(extent.count)).sum();
         let (store, geometry) = (self.clone(), layout.geometry());
         let draft = blocking(move || store.wholes.draft(image, geometry, blocks * BLOCK)).await?;
-        stream::iter(by_frame(layout))
-            .map(|(frame, extents)| self.write_frame(layout, frame, extents, draft.file.clone()))
-            .buffer_unordered(AHEAD)
-            .try_for_each(|()| std::future::ready(Ok(())))
-            .await?;
+        let scratch = Scratch::of(&self.wholes.folder, layout)?;
+        for level in by_level(layout) {
+            stream::iter(level)
+                .map(|(frame, extents)| self.write_frame(layout, frame, extents, draft.file.clone(), scratch.clone()))
+                .buffer_unordered(AHEAD)
+                .try_for_each(|()| std::future::ready(Ok(())))
+                .await?;
+        }
         Ok(draft)
     }
 
     async fn write_frame(
         &self,
         layout: &Layout,
-        frame: Frame,
+        number: u32,
         extents: Vec<Extent>,
         file: Arc<File>,
+        scratch: Scratch,
     ) -> Result<(), StoreError> {
+        let Some(frame) = layout.frames().get(number as usize).copied() else { return Ok(()) };
         let Some(segment) = layout.segment_of(&frame) else { return Ok(()) };
         let wire = self.frames.fetch(segment, frame).await?;
-        let folder = self.wholes.folder.clone();
+        let (folder, prefix) = (self.wholes.folder.clone(), layout.prefix(number).to_vec());
         blocking(move || {
-            let raw = unpack(segment, &frame, &wire)?;
+            let prefix = scratch.gather(&prefix).map_err(StoreError::io("read from", &folder))?;
+            let raw = unpack(segment, &frame, &wire, &prefix)?;
             for extent in extents {
                 let Place::Stored { from, .. } = extent.place else { continue };
                 let start = byte_of(from.into()) as usize;
                 let blocks = raw.get(start..start + byte_of(extent.count) as usize).unwrap_or_default();
                 file.write_all_at(blocks, byte_of(extent.first)).map_err(StoreError::io("write", &folder))?;
             }
-            Ok(())
+            scratch.keep(number, &raw).map_err(StoreError::io("write to", &folder))
         })
         .await
     }
 }
 
-/// The frames that a layout uses, in the store's order, each with the extents that lie in it.
-fn by_frame(layout: &Layout) -> Vec<(Frame, Vec<Extent>)> {
+/// Unpacked frames that others have as their prefix, in a file without a name.
+#[derive(Clone, Debug)]
+struct Scratch {
+    file: Option<Arc<File>>,
+    wanted: Arc<HashSet<u32>>,
+}
+
+impl Scratch {
+    fn of(folder: &Path, layout: &Layout) -> Result<Self, StoreError> {
+        let pieces = (0..layout.frames().len() as u32).flat_map(|frame| layout.prefix(frame));
+        let wanted: HashSet<u32> = pieces
+            .filter_map(|piece| match piece.place {
+                Place::Stored { frame, .. } => Some(frame),
+                Place::Zero => None,
+            })
+            .collect();
+        let wanted = Arc::new(wanted);
+        if wanted.is_empty() {
+            return Ok(Self { file: None, wanted });
+        }
+        let path = temporary(&folder.join("frames"));
+        let file = File::options().read(true).write(true).create_new(true).open(&path);
+        let file = file.map_err(StoreError::io("create", &path))?;
+        fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
+        Ok(Self { file: Some(Arc::new(file)), wanted })
+    }
+
+    fn keep(&self, frame: u32, raw: &[u8]) -> io::Result<()> {
+        match &self.file {
+            Some(file) if self.wanted.contains(&frame) => {
+                file.write_all_at(raw, u64::from(frame) * PACK_RAW_MAX as u64)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn gather(&self, prefix: &[Piece]) -> io::Result<Vec<u8>> {
+        let mut out = Vec::new();
+        for piece in prefix {
+            let start = out.len();
+            out.resize(start + byte_of(piece.count) as usize, 0);
+            if let (Place::Stored { frame, from }, Some(file)) = (piece.place, &self.file) {
+                let at = u64::from(frame) * PACK_RAW_MAX as u64 + byte_of(from.into());
+                file.read_exact_at(out.get_mut(start..).unwrap_or_default(), at)?;
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// A layout's frames, each with the extents that lie in it: first those without a prefix, then those whose prefix lies in
+/// frames that came before, and so on; among themselves in the store's order.
+fn by_level(layout: &Layout) -> Vec<Vec<(u32, Vec<Extent>)>> {
     let mut users: Vec<Vec<Extent>> = vec![Vec::new(); layout.frames().len()];
     for extent in layout.extents() {
         if let Place::Stored { frame, .. } = extent.place
@@ -277,8 +348,17 @@ fn by_frame(layout: &Layout) -> Vec<(Frame, Vec<Extent>)> {
             users.push(*extent);
         }
     }
-    let mut frames: Vec<_> =
-        layout.frames().iter().copied().zip(users).filter(|(_, users)| !users.is_empty()).collect();
-    frames.sort_by_key(|(frame, _)| (frame.segment, frame.offset));
-    frames
+    let mut levels: Vec<Vec<(u32, Vec<Extent>)>> = Vec::new();
+    for (frame, users) in (0..).zip(users) {
+        let level = usize::from(layout.level(frame));
+        if level >= levels.len() {
+            levels.resize(level + 1, Vec::new());
+        }
+        if let Some(level) = levels.get_mut(level) {
+            level.push((frame, users));
+        }
+    }
+    let place = |frame: &u32| layout.frames().get(*frame as usize).map(|frame| (frame.segment, frame.offset));
+    levels.iter_mut().for_each(|level| level.sort_by_key(|(frame, _)| place(frame)));
+    levels
 }

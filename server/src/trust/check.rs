@@ -92,9 +92,19 @@ pub(super) fn next_version(name: &str, held: u64, got: u64) -> Result<(), TrustE
 
 /// No release is taken back or changed. A channel's pointer may change, that is what it is for, but not go away.
 pub(super) fn nothing_lost(name: &str, held: &Targets, new: &Targets) -> Result<(), TrustError> {
+    only_lost(name, held, new, &[])
+}
+
+/// The same, but for these targets, which must be gone.
+pub(super) fn only_lost(name: &str, held: &Targets, new: &Targets, gone: &[String]) -> Result<(), TrustError> {
+    if let Some(target) = new.targets.keys().find(|target| gone.iter().any(|gone| gone == target.raw())) {
+        let reason = format!("shall be removed, but the new version of role {name} still lists it");
+        return Err(wrong(target.raw(), reason));
+    }
     for (target, entry) in &held.targets {
         let (role, raw) = (name.to_owned(), target.raw().to_owned());
         match new.targets.get(target) {
+            None if gone.contains(&raw) => {}
             None => return Err(TrustError::Removed { role, target: raw }),
             Some(now) if name == RELEASES_ROLE && now != entry => {
                 return Err(TrustError::Changed { role, target: raw });

@@ -147,7 +147,9 @@ pub enum TrustError {
         target: String,
     },
     /// A target went missing from a role.
-    #[error("the new version of role {role} no longer lists {target}; releases are never removed")]
+    #[error(
+        "the new version of role {role} no longer lists {target}; releases are removed by `goldsync release prune` alone"
+    )]
     Removed {
         /// Which role.
         role: String,

@@ -20,7 +20,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
-use goldsync_proto::release::{Manifest, Pointer, ReleaseRef, Word};
+use goldsync_proto::release::{Manifest, Pointer, RELEASES_ROLE, ReleaseRef, Word};
 use goldsync_proto::trust::{FileName, ROOT, SNAPSHOT, TARGETS, Target};
 use tokio::sync::Mutex;
 use tough::schema::{Root, Signed, Targets};
@@ -200,6 +200,26 @@ impl Trust {
             check_target(name, listed, text)?;
         }
         let file = FileName::role(role_name, new.signed.version.get());
+        change.metadata.insert(file.to_string(), bytes_of(role_text));
+        self.commit(&held, &online, change, true, now).await
+    }
+
+    /// Takes the next version of role `releases`, which lists these releases no more and changes nothing else. That no
+    /// channel points at one of them, the whole state's verification sees to.
+    pub async fn submit_removal(&self, role_text: &str, releases: &[ReleaseRef]) -> Result<(), TrustError> {
+        let (online, now) = (self.online.lock().await, Utc::now());
+        let held = self.held();
+        let new: Signed<Targets> = role::read(RELEASES_ROLE, role_text.as_bytes())?;
+        let present = &held.list(RELEASES_ROLE)?.signed;
+        let delegations = held.view.targets.signed.delegations.clone().unwrap_or_default();
+        check::delegated_role(&delegations, RELEASES_ROLE, held.version(RELEASES_ROLE), &new, now)?;
+        let gone: Vec<String> = releases.iter().map(ReleaseRef::target).collect();
+        check::only_lost(RELEASES_ROLE, present, &new.signed, &gone)?;
+        if let Some((target, _)) = check::news(present, &new.signed).next() {
+            return Err(unsent(target.raw()));
+        }
+        let mut change = Change::default();
+        let file = FileName::role(RELEASES_ROLE, new.signed.version.get());
         change.metadata.insert(file.to_string(), bytes_of(role_text));
         self.commit(&held, &online, change, true, now).await
     }

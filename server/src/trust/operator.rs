@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use goldsync_proto::digest::Digest;
-use goldsync_proto::release::{Manifest, Pointer, RELEASES_PATHS, RELEASES_ROLE, Word, channel_role, channel_target};
+use goldsync_proto::release::{
+    Manifest, Pointer, RELEASES_PATHS, RELEASES_ROLE, ReleaseRef, Word, channel_role, channel_target,
+};
 use goldsync_proto::trust::{FileName, ROOT, TARGETS, Target};
 use tough::schema::{Delegations, RoleType, Root, Signed, Targets};
 
@@ -225,6 +227,22 @@ impl Operator {
             return Err(TrustError::ReleaseExists { release: manifest.release });
         }
         list.add_target(name, entry);
+        self.sign_next(&view, RELEASES_ROLE, list, now)
+    }
+
+    /// The next version of role `releases`, without these releases. Those that are not in it are no hindrance: a removal that
+    /// broke off is taken up again.
+    pub async fn sign_removal(
+        &self,
+        files: &BTreeMap<String, String>,
+        releases: &[ReleaseRef],
+        now: DateTime<Utc>,
+    ) -> Result<String, TrustError> {
+        let view = self.look(files).await?;
+        let mut list = view.delegated(RELEASES_ROLE)?.signed.clone();
+        for release in releases {
+            list.targets.remove(&role::target_name(&release.target())?);
+        }
         self.sign_next(&view, RELEASES_ROLE, list, now)
     }
 
