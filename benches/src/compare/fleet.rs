@@ -26,6 +26,8 @@ const DRIFTED_BLOCKS: u64 = 200;
 
 /// A node that runs the old release; its standby slot is empty, and the server has the plan.
 pub const KNOWN: &str = "known base, standby empty";
+/// The same, of a node that would rather spare bytes than time.
+pub const FRUGAL: &str = "known base, the node prefers bytes";
 /// The row of a node that did an update before: the usual one.
 const STEADY: &str = "known base, standby holds the release before";
 /// The same, with [`DRIFTED_BLOCKS`] overwritten.
@@ -87,18 +89,32 @@ impl<'a> Stage<'a> {
         Ok(Self { server: Server::start_in(&programs, scratch)?, scratch, programs })
     }
 
-    fn publish(&self, what: &str, image: &Path, version: &str) -> Result<Publish> {
+    /// Publishes `image` as `release`, a name and a version, and points the nodes' channel at it.
+    fn publish(&self, what: &str, image: &Path, release: (&str, &str)) -> Result<Publish> {
+        let (name, version) = release;
         let mut command = self.programs.command("goldsync");
         command.arg("--operator").arg(self.server.operator()).arg("publish").arg(image);
-        command.args(["--name", "image", "--version", version, "--quiet", "--json"]);
+        command.args(["--name", name, "--version", version, "--quiet", "--json"]);
         let meter = Meter::start(self.server.pid()?);
         let finished = process::run(command, self.scratch)?;
         let server = meter.stop();
         let published: serde_json::Value = serde_json::from_str(&finished.stdout)?;
         let number = |key: &str| published[key].as_u64().with_context(|| format!("no {key} in {published}"));
-        self.server.promote(&format!("image:{version}"), CHANNEL)?;
+        self.server.promote(&format!("{name}:{version}"), CHANNEL)?;
         let (sent, stored) = (number("bytes_sent")?, number("stored")?);
         Ok(Publish { what: what.to_owned(), sent, stored, client: finished.cost, server })
+    }
+
+    /// Waits until the server has made all its plans for a release and is idle: what it does in the background is nobody's update.
+    fn prepared(&self, release: &str) -> Result<()> {
+        loop {
+            let shown = self.server.goldsync(["release", "show", release, "--json"])?.ok()?.json()?;
+            let bases = shown["bases"].as_array().context("the likely bases")?;
+            if bases.iter().all(|base| base["thorough"].is_u64() && base["under_way"] == false) {
+                return Ok(());
+            }
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
     }
 
     fn node(&self, name: &str) -> Result<Node> {
@@ -239,7 +255,7 @@ fn from_release(pair: &Pair, folder: &Path, repeat: usize) -> Result<Measured> {
     let knows = folder.join("knows");
     fs::create_dir_all(&knows)?;
     let stage = Stage::new(&knows)?;
-    publishes.push(stage.publish("the old image, to an empty server", &pair.old, "1")?);
+    publishes.push(stage.publish("the old image, to an empty server", &pair.old, ("image", "1"))?);
     let (first, both, drifts) = (stage.node("first")?, stage.node("both")?, stage.node("drifts")?);
     for node in [&first, &both, &drifts] {
         node.agent(["sync"])?.ok()?;
@@ -247,12 +263,16 @@ fn from_release(pair: &Pair, folder: &Path, repeat: usize) -> Result<Measured> {
     let (before_first, before_drift) = (Before::of(&first)?, Before::of(&drifts)?);
     drift(&drifts, fs::metadata(&pair.old)?.len() / 4096)?;
     let (earlier, before_both) = steady(&stage, &both, pair, &knows)?;
-    publishes.push(stage.publish("the new image", &pair.new, "2")?);
+    publishes.push(stage.publish("the new image", &pair.new, ("image", "2"))?);
 
-    let once = stage.run(&first, "sync", &golden)?;
-    let first_of_all = Row::of(Tool::Goldsync, "known base, first node of all: the plan is made", &[once]);
-    rows.push(Row { knows: Knows::Base, ..first_of_all });
+    stage.prepared("image:2")?;
     rows.push(repeated(KNOWN, Knows::Base, repeat, || {
+        before_first.restore(None)?;
+        stage.run(&first, "sync", &golden)
+    })?);
+    let config = fs::read_to_string(first.config())?;
+    fs::write(first.config(), format!("{config}\n[limits]\nprefer = \"bytes\"\n"))?;
+    rows.push(repeated(FRUGAL, Knows::Base, repeat, || {
         before_first.restore(None)?;
         stage.run(&first, "sync", &golden)
     })?);
@@ -278,7 +298,7 @@ fn from_drift(pair: &Pair, folder: &Path, repeat: usize) -> Result<Measured> {
     let knows = folder.join("knows");
     fs::create_dir_all(&knows)?;
     let stage = Stage::new(&knows)?;
-    let publishes = vec![stage.publish("the new image, to an empty server", &pair.new, "1")?];
+    let publishes = vec![stage.publish("the new image, to an empty server", &pair.new, ("image", "1"))?];
     let golden = super::golden(&pair.new)?;
     if pair.name == "drift" {
         // The node believes that it runs the golden image, as it did before somebody changed it.
@@ -315,7 +335,7 @@ fn cold(stage: &Stage<'_>, golden: &str, repeat: usize) -> Result<Row> {
 fn unknown(pair: &Pair, folder: &Path, golden: &str, repeat: usize) -> Result<Row> {
     fs::create_dir_all(folder)?;
     let stage = Stage::new(folder)?;
-    stage.publish("the new image", &pair.new, "2")?;
+    stage.publish("the new image", &pair.new, ("image", "2"))?;
     let node = stage.node("unknown")?;
     place(&pair.old, &node.slot("a"))?;
     symlink(node.slot("a"), node.folder().join("current"))?;
@@ -336,7 +356,7 @@ fn steady(stage: &Stage<'_>, node: &Node, pair: &Pair, folder: &Path) -> Result<
     place(&pair.old, &earlier)?;
     let blocks = fs::metadata(&earlier)?.len() / 4096;
     flip(&earlier, &(0..blocks).step_by(1000).collect::<Vec<_>>())?;
-    stage.publish("the release before", &earlier, "0")?;
+    stage.publish("the release before", &earlier, ("earlier", "1"))?;
     node.agent(["sync"])?.ok()?;
     stage.server.promote("image:1", CHANNEL)?;
     node.agent(["sync"])?.ok()?;
@@ -368,7 +388,7 @@ pub fn idle(pair: &Pair, scratch: &Path) -> Result<Idle> {
     let folder = scratch.join("idle");
     fs::create_dir_all(&folder)?;
     let stage = Stage::new(&folder)?;
-    stage.publish("the new image", &pair.new, "1")?;
+    stage.publish("the new image", &pair.new, ("image", "1"))?;
     let mut node = stage.node("idle")?;
     node.agent(["sync"])?.ok()?;
     let connected = |node: &mut Node| -> Result<Memory> {
@@ -385,7 +405,7 @@ pub fn idle(pair: &Pair, scratch: &Path) -> Result<Idle> {
     std::thread::sleep(std::time::Duration::from_secs(SECONDS));
     let (cpu, wire) = (process::cpu(pid) - cpu, loopback::since(before));
     // The same daemon is told of another image and moves to it.
-    stage.publish("the old image", &pair.old, "2")?;
+    stage.publish("the old image", &pair.old, ("image", "2"))?;
     let golden = super::golden(&pair.old)?;
     let run = || Ok(node_runs(&folder.join("idle"))?.as_deref() == Some(&*golden));
     node.daemon().context("a daemon")?.wait_until("updated", run)?;

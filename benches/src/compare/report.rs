@@ -111,22 +111,24 @@ impl PairReport {
         shown
     }
 
-    /// Our bytes on the wire as parts of the best peers': with a known base against patches for that pair, and with an unknown
-    /// one against rsync and zsync.
-    pub fn against_the_best(&self) -> [Option<f64>; 2] {
+    /// Our bytes on the wire as parts of the best peers': with a known base against patches for that pair, whichever the node
+    /// prefers, and with an unknown one against rsync and zsync.
+    pub fn against_the_best(&self) -> [Option<f64>; 3] {
         let fewest = |rows: &mut dyn Iterator<Item = &Row>| rows.map(|row| row.median.wire()).min();
         let hardest = |row: &&Row| ["xdelta3 -9", "zstd --patch-from -19 --long=31"].contains(&row.what.as_str());
         let patches = fewest(&mut self.rows.iter().filter(hardest));
         let searches = fewest(&mut self.of(Tool::Rsync).chain(self.of(Tool::Zsync)));
         let part =
             |ours: Option<&Row>, best: Option<u64>| Some(ours?.median.wire() as f64 / best.filter(|b| *b > 0)? as f64);
-        [part(self.ours(fleet::KNOWN), patches), part(self.ours(fleet::UNKNOWN), searches)]
+        let known = [fleet::KNOWN, fleet::FRUGAL].map(|row| part(self.ours(row), patches));
+        [known[0], known[1], part(self.ours(fleet::UNKNOWN), searches)]
     }
 
     /// Bytes on the wire against seconds of processor: our situations, and each tool's setting with the fewest bytes.
     pub fn plot(&self) -> Plot {
         let ours = [
             (fleet::KNOWN, "goldsync, known base"),
+            (fleet::FRUGAL, "goldsync, known base, bytes preferred"),
             (fleet::DRIFTED, "goldsync, known base that drifted"),
             (fleet::UNKNOWN, "goldsync, unknown base"),
             (fleet::COLD, "goldsync, nothing there"),
@@ -208,7 +210,7 @@ mod tests {
             (Tool::Xdelta3, "xdelta3 -1", 10, 0.5),
             (Tool::Xdelta3, "xdelta3 -9", 1000, 0.5),
         ]);
-        assert_eq!(pair.against_the_best(), [Some(0.6), Some(0.9)]);
+        assert_eq!(pair.against_the_best(), [Some(0.6), None, Some(0.9)]);
         assert_eq!(pair.plot().points.len(), 4);
     }
 }
