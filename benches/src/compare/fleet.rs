@@ -1,8 +1,8 @@
 //! goldsync in every situation that a node can be in, on one pair of images.
 //!
 //! Two servers: one that knows both images, and one that knows the new one only, for which a node on the old image runs
-//! something unknown. Before every run the node is put back as it was: state folder, link and slots. Plans are made by a
-//! first node's sync, which has a row of its own; all further rows find a server that has them, as all further nodes do.
+//! something unknown. Before every run the node is put back as it was: state folder, link and slots. The server makes its plans
+//! after publishing, in the background; that is measured by itself, and every row finds a server that has them and is idle.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, symlink};
@@ -59,6 +59,9 @@ pub struct Publish {
     pub client: Cost,
     /// The server.
     pub server: Cost,
+    /// What the server did afterwards, for nobody waits for it: the release's plans, quick and thorough. For releases that are
+    /// updated to.
+    pub plans: Option<Cost>,
 }
 
 /// An idle agent.
@@ -102,16 +105,17 @@ impl<'a> Stage<'a> {
         let number = |key: &str| published[key].as_u64().with_context(|| format!("no {key} in {published}"));
         self.server.promote(&format!("{name}:{version}"), CHANNEL)?;
         let (sent, stored) = (number("bytes_sent")?, number("stored")?);
-        Ok(Publish { what: what.to_owned(), sent, stored, client: finished.cost, server })
+        Ok(Publish { what: what.to_owned(), sent, stored, client: finished.cost, server, plans: None })
     }
 
     /// Waits until the server has made all its plans for a release and is idle: what it does in the background is nobody's update.
-    fn prepared(&self, release: &str) -> Result<()> {
+    fn prepared(&self, release: &str) -> Result<Cost> {
+        let meter = Meter::start(self.server.pid()?);
         loop {
             let shown = self.server.goldsync(["release", "show", release, "--json"])?.ok()?.json()?;
             let bases = shown["bases"].as_array().context("the likely bases")?;
             if bases.iter().all(|base| base["thorough"].is_u64() && base["under_way"] == false) {
-                return Ok(());
+                return Ok(meter.stop());
             }
             std::thread::sleep(std::time::Duration::from_millis(200));
         }
@@ -263,9 +267,9 @@ fn from_release(pair: &Pair, folder: &Path, repeat: usize) -> Result<Measured> {
     let (before_first, before_drift) = (Before::of(&first)?, Before::of(&drifts)?);
     drift(&drifts, fs::metadata(&pair.old)?.len() / 4096)?;
     let (earlier, before_both) = steady(&stage, &both, pair, &knows)?;
-    publishes.push(stage.publish("the new image", &pair.new, ("image", "2"))?);
+    let publish = stage.publish("the new image", &pair.new, ("image", "2"))?;
+    publishes.push(Publish { plans: Some(stage.prepared("image:2")?), ..publish });
 
-    stage.prepared("image:2")?;
     rows.push(repeated(KNOWN, Knows::Base, repeat, || {
         before_first.restore(None)?;
         stage.run(&first, "sync", &golden)

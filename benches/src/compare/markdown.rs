@@ -62,6 +62,14 @@ impl PairReport {
                 publish.server.cpu,
                 mib(publish.server.anonymous)
             )?;
+            if let Some(plans) = &publish.plans {
+                writeln!(
+                    out,
+                    "- its plans, quick and thorough, made once for all nodes of the old release: {:.2} s of the server's CPU; its anonymous memory {}",
+                    plans.cpu,
+                    mib(plans.anonymous)
+                )?;
+            }
         }
         if let Some((worst, row)) = self.count_differs() {
             writeln!(
