@@ -14,9 +14,8 @@
 //! coded: the old bytes around it, what was wrong last and how long ago, and the address that the bytes would mean if they
 //! were an operand. Encoder and decoder run the same code; the encoder is told the bytes.
 //!
-//! Decoding is total: lengths and sources are held against what is there, every piece makes a byte at least, each byte costs
-//! a bounded number of bits, and a stream that ends too soon or too late is an error. Memory: the output and 4 MiB of
-//! tables.
+//! Decoding is total: lengths and sources are held against what is there, pieces are few ([`pieces_max`]), each byte costs a
+//! bounded number of bits, and a stream that ends too soon or too late is an error. Memory: the output and 4 MiB of tables.
 
 use super::bits::{Bits, Decoder, Encoder, Mixer};
 
@@ -47,13 +46,24 @@ pub fn encode(raw: &[u8], prefix: &[u8], pieces: &[Piece]) -> Vec<u8> {
 /// Reads `raw_len` bytes behind `prefix`.
 pub fn decode(wire: &[u8], raw_len: usize, prefix: &[u8]) -> Result<Vec<u8>, &'static str> {
     let mut coder = Coder::new(Decoder::new(wire), prefix, raw_len, &[]);
+    let mut pieces = 0;
     while coder.out.len() < raw_len {
+        pieces += 1;
+        if pieces > pieces_max(raw_len) {
+            return Err("there are more pieces than any search finds");
+        }
         coder.piece(Piece::default())?;
         if coder.bits.is_beyond() {
             return Err("the stream ends too soon");
         }
     }
     if coder.bits.is_at_end() { Ok(coder.out) } else { Err("the stream goes on after the last byte") }
+}
+
+/// The most pieces that so many bytes may come in. A piece's head takes as long to decode as a dozen bytes: one for every byte
+/// would cost seconds. Every piece that [`crate::make`] finds explains more than eight bytes.
+fn pieces_max(raw_len: usize) -> usize {
+    raw_len / 8 + 16
 }
 
 /// Both directions: `known` is the whole output for the encoder, and nothing for the decoder.
@@ -386,6 +396,14 @@ mod tests {
         coder.model.number(&mut coder.bits, Number::Fresh, fresh as u32);
         step.into_iter().for_each(|step| _ = coder.model.number(&mut coder.bits, Number::Step, zigzag(step)));
         decode(&coder.bits.finish(), raw.len(), &[7; 100])
+    }
+
+    #[test]
+    fn a_stream_of_crumbs_is_refused() {
+        let raw = noise(4096, 2);
+        let crumbs = |size: usize| vec![Piece { from: 0, copy: 0, fresh: size }; raw.len() / size];
+        assert!(decode(&encode(&raw, b"", &crumbs(1)), raw.len(), b"").is_err());
+        assert_eq!(decode(&encode(&raw, b"", &crumbs(8)), raw.len(), b""), Ok(raw.clone()));
     }
 
     #[test]
