@@ -219,7 +219,7 @@ impl Layout {
         self.prefixes.get(frame as usize).map_or(&[], Vec::as_slice)
     }
 
-    /// How many frames lie behind each other below a frame.
+    /// How many frames lie behind each other below a frame, zeros counted as one: 0 is a frame without a prefix.
     pub(crate) fn level(&self, frame: u32) -> u8 {
         self.levels.get(frame as usize).copied().unwrap_or(0)
     }
@@ -345,7 +345,8 @@ fn levels(frames: &[Frame], prefixes: &[Vec<Piece>]) -> Result<Vec<u8>, LayoutEr
     let mut levels: Vec<u8> = Vec::with_capacity(frames.len());
     for (index, prefix) in prefixes.iter().enumerate() {
         let refuse = || LayoutError::Prefix { frame: index };
-        let (mut blocks, mut level) = (0_u64, 0);
+        // Zeros lie nowhere, but a frame behind them cannot be unpacked without them either.
+        let (mut blocks, mut level) = (0_u64, u8::from(!prefix.is_empty()));
         for piece in prefix {
             blocks += u64::from(piece.count);
             let Place::Stored { frame, from } = piece.place else { continue };
@@ -464,6 +465,13 @@ mod tests {
         let before = vec![Piece { place: Place::Zero, count: 3 }, Piece { place: stored(0, 200), count: 56 }];
         let extents = [(256, stored(0, 0)), (40, Place::Zero), (3, stored(1, 1)), (1, stored(1, 0))];
         Layout::with_prefixes(geometry, segments, frames, vec![vec![], before], extents).unwrap()
+    }
+
+    #[test]
+    fn a_prefix_of_zeros_is_a_prefix() {
+        let prefixes = vec![vec![], vec![Piece { place: Place::Zero, count: 4 }]];
+        let levels = levels(&example().frames, &prefixes).unwrap();
+        assert_eq!(levels, [0, 1]);
     }
 
     #[test]
