@@ -247,7 +247,7 @@ fn labels(points: &[Point], places: &[(f64, f64)]) -> Vec<Label> {
 }
 
 fn candidates(point: &Point, (x, y): (f64, f64)) -> Vec<Label> {
-    let width = point.label.chars().count() as f64 * LETTER * if point.ours { 1.08 } else { 1.0 };
+    let width = point.label.chars().count() as f64 * LETTER * if point.ours { 1.15 } else { 1.0 };
     let at = |left: f64, middle: f64, leads: bool| Label { left, top: middle - LINE / 2.0, width, leads };
     let (right, left) = (x + 12.0, x - 12.0 - width);
     let near = [(right, y), (left, y), (x - width / 2.0, y - 17.0), (x - width / 2.0, y + 17.0)];
