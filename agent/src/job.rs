@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::fetch::FetchError;
 use crate::journal::{Blocks, JournalError};
 use crate::link::{Link, LinkError};
+use crate::slot::give_room_back;
 use crate::stage::{Stage, StageError};
 use crate::verify::RegionHash;
 
@@ -103,7 +104,12 @@ impl Job {
         work: impl FnOnce(&Arc<Self>) -> Result<T, JobError> + Send + 'static,
     ) -> Result<T, JobError> {
         let job = self.clone();
-        let done = tokio::task::spawn_blocking(move || work(&job)).await;
+        let work = move || {
+            let done = work(&job);
+            give_room_back();
+            done
+        };
+        let done = tokio::task::spawn_blocking(work).await;
         done.map_err(|error| JobError::Worker(error.to_string()))?
     }
 
@@ -137,7 +143,7 @@ pub fn on_threads<T: Send>(
         }
     };
     let died = |_| Err(JobError::Worker("a hashing thread panicked".into()));
-    let mut done = std::thread::scope(|scope| {
+    let done = std::thread::scope(|scope| {
         let workers: Vec<_> = (1..threads).map(|_| scope.spawn(turn)).collect();
         let mine = turn();
         let join = workers.into_iter().map(|worker| worker.join().unwrap_or_else(died));
@@ -146,7 +152,9 @@ pub fn on_threads<T: Send>(
             all.extend(part);
             Ok(all)
         })
-    })?;
+    });
+    give_room_back();
+    let mut done = done?;
     done.sort_unstable_by_key(|(index, _)| *index);
     Ok(done.into_iter().map(|(_, result)| result).collect())
 }

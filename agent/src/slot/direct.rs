@@ -87,11 +87,17 @@ fn aligned(bytes: &[u8]) -> bool {
     bytes.as_ptr().addr().is_multiple_of(GRID)
 }
 
+thread_local! {
+    static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Frees what [`with_room`] keeps for this thread: for threads that outlive their work, in a daemon that then idles.
+pub fn give_room_back() {
+    drop(ROOM.take());
+}
+
 /// Hands out `len` bytes on the grid, of any content. A thread gets the same ones again: no allocation, no page faults.
 pub fn with_room<T>(len: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
-    thread_local! {
-        static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-    }
     // Taken out while it is used: who asks within `work` gets another.
     let mut room = ROOM.take();
     if room.len() < len + GRID {
@@ -167,5 +173,7 @@ mod tests {
             assert!(aligned(outer) && outer.iter().all(|byte| *byte == 1));
         });
         assert_eq!(with_room(GRID, |room| room.len()), GRID);
+        give_room_back();
+        assert_eq!(ROOM.take().capacity(), 0);
     }
 }

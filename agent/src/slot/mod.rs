@@ -23,7 +23,7 @@ mod in_use;
 mod source;
 mod standby;
 
-pub use direct::with_room;
+pub use direct::{give_room_back, with_room};
 pub use source::Source;
 pub use standby::{Standby, Wanted};
 
