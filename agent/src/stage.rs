@@ -248,10 +248,7 @@ impl Stage {
         count: u32,
         look: impl FnOnce(&[u8]) -> Result<T, E>,
     ) -> Result<T, E> {
-        with_room(byte_of(count) as usize, |bytes| {
-            self.standby.read_at(byte_of(first), bytes).map_err(StageError::from)?;
-            look(bytes)
-        })
+        show(count, |bytes| Ok(self.standby.read_at(byte_of(first), bytes)?), look)
     }
 
     /// The same for blocks of the active slot.
@@ -261,10 +258,7 @@ impl Stage {
         count: u32,
         look: impl FnOnce(&[u8]) -> Result<T, E>,
     ) -> Result<T, E> {
-        with_room(byte_of(count) as usize, |bytes| {
-            self.read_active(byte_of(first), bytes)?;
-            look(bytes)
-        })
+        show(count, |bytes| self.read_active(byte_of(first), bytes), look)
     }
 
     fn write_unequal(&self, first: u32, bytes: &[u8]) -> Result<(), StageError> {
@@ -316,6 +310,18 @@ impl Stage {
         self.standby.advise(Advice::Forget);
         Ok(())
     }
+}
+
+/// Reads so many blocks into a thread's room, and shows them to `look`.
+fn show<T, E: From<StageError>>(
+    count: u32,
+    read: impl FnOnce(&mut [u8]) -> Result<(), StageError>,
+    look: impl FnOnce(&[u8]) -> Result<T, E>,
+) -> Result<T, E> {
+    with_room(byte_of(count) as usize, |bytes| {
+        read(bytes)?;
+        look(bytes)
+    })
 }
 
 #[cfg(test)]

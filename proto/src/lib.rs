@@ -22,6 +22,8 @@ pub mod refusal;
 pub mod release;
 pub mod scan;
 pub mod signature;
+#[cfg(test)]
+mod testing;
 pub mod trust;
 pub mod units;
 pub mod wire;

@@ -328,9 +328,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn noise(blocks: usize, seed: u64) -> Vec<u8> {
-        let mut out = vec![0; blocks * BLOCK as usize];
-        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
-        out
+        crate::testing::noise(blocks * BLOCK as usize, seed)
     }
 
     fn make(base: &[u8], target: &[u8]) -> (Plan, Vec<u8>) {

@@ -245,13 +245,8 @@ pub fn read_frame_after(prefix: &[u8], frame: &[u8]) -> Result<Vec<u8>, PackErro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::noise;
     use proptest::prelude::*;
-
-    fn noise(len: usize, seed: u64) -> Vec<u8> {
-        let mut out = vec![0; len];
-        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
-        out
-    }
 
     #[test]
     fn a_pack_reads_back_with_and_without_its_prefix() {

@@ -5,7 +5,7 @@ use goldsync_agent::slot::SlotName;
 use goldsync_proto::wire::Outcome;
 use goldsync_tests::disk::{Mounted, make_xfs, skip};
 use goldsync_tests::image::MIB;
-use goldsync_tests::{Fleet, Image, damage, eventually};
+use goldsync_tests::{Fleet, Image, Proxy, damage, eventually};
 
 /// What "nothing to do" may cost beyond the handshake, both ways together.
 const UP_TO_DATE: u64 = 2048;
@@ -377,4 +377,18 @@ async fn a_file_system_that_shares() {
     let account = node.sync().await.updated();
     node.runs(&newer);
     assert!(account.repaired >= 1, "{account:?}");
+    // What an interrupted run staged is there for the next one: no clone was laid over it.
+    let newest = newer.edited(64, 3000);
+    fleet.ship(&newest, "web:4").await;
+    let proxy = Proxy::to(fleet.quic()).await;
+    let node = node.by(proxy.address());
+    proxy.cut_after(6 * MIB as u64);
+    let mut run = node.spawn(&["sync"]);
+    proxy.is_cut().await;
+    run.kill().await.expect("SIGKILL");
+    node.runs(&newer);
+    proxy.heal();
+    let account = node.sync().await.updated();
+    node.runs(&newest);
+    assert!(account.received < 9 * MIB as u64, "of 12 MiB, about 6 were there: {account:?}");
 }

@@ -197,13 +197,8 @@ fn best_border(window: &[u8], last: Alignment, next: Alignment, first: usize, en
 mod tests {
     use super::*;
     use crate::pack::delta::{decode, encode};
+    use crate::testing::noise;
     use proptest::prelude::*;
-
-    fn noise(len: usize, seed: u64) -> Vec<u8> {
-        let mut out = vec![0; len];
-        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
-        out
-    }
 
     #[test]
     fn an_edited_move_is_one_piece_and_what_is_new_stays_fresh() {

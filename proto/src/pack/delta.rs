@@ -357,13 +357,8 @@ fn hash(a: u32, b: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::noise;
     use proptest::prelude::*;
-
-    fn noise(len: usize, seed: u64) -> Vec<u8> {
-        let mut out = vec![0; len];
-        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
-        out
-    }
 
     #[test]
     fn a_near_copy_costs_what_is_wrong_in_it() {

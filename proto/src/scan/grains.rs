@@ -197,13 +197,8 @@ fn filter_at(value: u64) -> (usize, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::noise;
     use proptest::prelude::*;
-
-    fn noise(len: usize, seed: u64) -> Vec<u8> {
-        let mut out = vec![0; len];
-        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
-        out
-    }
 
     /// Where each wanted grain is first found, by comparing bytes.
     fn plainly(golden: &[u8], local: &[u8]) -> Vec<Option<usize>> {

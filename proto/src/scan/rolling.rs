@@ -232,13 +232,8 @@ mod tests {
     use super::*;
     use crate::block::Geometry;
     use crate::signature::sign_region;
+    use crate::testing::noise;
     use proptest::prelude::*;
-
-    fn noise(len: usize, seed: u64) -> Vec<u8> {
-        let mut out = vec![0; len];
-        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
-        out
-    }
 
     fn entries(golden: &[u8]) -> Vec<(u32, [u8; 8])> {
         let mut signer = crate::signature::Signer::new(Geometry::new(golden.len() as u64).unwrap());

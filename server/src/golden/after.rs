@@ -87,9 +87,9 @@ fn only_new(base: BlockHashes<'_>, target: BlockHashes<'_>, received: &Received)
 
 /// For each pack the blocks that it was made of, in order.
 fn blocks_of(plan: &Plan) -> Vec<Vec<u32>> {
-    let (mut packs, mut block) = (vec![Vec::new(); plan.packs.len()], 0);
-    for step in &plan.steps {
-        if let Step::Patch { pack, from, count } = *step
+    let mut packs = vec![Vec::new(); plan.packs.len()];
+    for (block, step) in plan.placed() {
+        if let Step::Patch { pack, from, count } = step
             && let Some(pack) = packs.get_mut(pack as usize)
         {
             for at in 0..count {
@@ -99,7 +99,6 @@ fn blocks_of(plan: &Plan) -> Vec<Vec<u32>> {
                 }
             }
         }
-        block += step.count();
     }
     packs
 }

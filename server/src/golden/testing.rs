@@ -21,7 +21,12 @@ pub(crate) const BLOCK: usize = 4096;
 
 /// Blocks that nothing compresses.
 pub(crate) fn noise(blocks: usize, seed: u64) -> Vec<u8> {
-    let mut out = vec![0; blocks * BLOCK];
+    noise_bytes(blocks * BLOCK, seed)
+}
+
+/// The same, of any length.
+pub(crate) fn noise_bytes(len: usize, seed: u64) -> Vec<u8> {
+    let mut out = vec![0; len];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
     out
 }

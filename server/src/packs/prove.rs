@@ -24,7 +24,7 @@ const KEPT_BYTES: u64 = 16 << 20;
 /// The image that a server's plan gives; its packs lie in `packs`, its one object. On all cores, but on no more threads than
 /// that.
 pub(crate) fn carry_out(plan: &Plan, base: &[u8], packs: &[u8], threads: usize) -> Result<ImageId, String> {
-    let job = Job { plan, base, packs, starts: starts_of(&plan.steps) };
+    let job = Job { plan, base, packs, starts: plan.placed().map(|(first, _)| first).collect() };
     let regions = plan.geometry.regions();
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(threads).clamp(1, 16) as u32;
     let share = regions.div_ceil(threads).max(1);
@@ -42,20 +42,11 @@ pub(crate) fn carry_out(plan: &Plan, base: &[u8], packs: &[u8], threads: usize) 
     id_of_regions(plan.geometry, &hashes?.concat()).ok_or_else(|| "regions are missing".to_owned())
 }
 
-/// For each step the block that it begins with.
-fn starts_of(steps: &[Step]) -> Vec<u32> {
-    let mut next = 0;
-    let start = |step: &Step| {
-        next += step.count();
-        next - step.count()
-    };
-    steps.iter().map(start).collect()
-}
-
 struct Job<'a> {
     plan: &'a Plan,
     base: &'a [u8],
     packs: &'a [u8],
+    /// For each step the block that it begins with.
     starts: Vec<u32>,
 }
 

@@ -190,14 +190,19 @@ async fn a_thorough_plan_is_made_beside_the_quick_one_and_both_last() {
     assert_eq!((server.packs.made(), server.packs.improved()), (0, 0));
 }
 
-#[tokio::test]
-async fn nobody_waits_for_a_thorough_plan() {
+/// A server that makes thorough plans, and holds both images of [`shifted`].
+async fn busy() -> (tempfile::TempDir, Server, Option<ImageId>, ImageId) {
     let folder = tempfile::tempdir().unwrap();
     let (old, new) = shifted();
-    let (base, target) = (Some(ImageId::of(&old)), ImageId::of(&new));
     let server = open_with(folder.path(), PacksOptions::default()).await;
     publish(&server.uploads, &old).await.unwrap();
     publish(&server.uploads, &new).await.unwrap();
+    (folder, server, Some(ImageId::of(&old)), ImageId::of(&new))
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_thorough_plan() {
+    let (_folder, server, base, target) = busy().await;
     // Another pair's thorough plan is in the making for as long as this is held.
     let turn = server.packs.thorough.turn.acquire().await.unwrap();
     let quick = server.plan(base, target).await;
@@ -210,12 +215,7 @@ async fn nobody_waits_for_a_thorough_plan() {
 
 #[tokio::test]
 async fn a_thorough_plan_that_fails_leaves_the_quick_one_and_is_not_tried_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let (old, new) = shifted();
-    let (base, target) = (Some(ImageId::of(&old)), ImageId::of(&new));
-    let server = open_with(folder.path(), PacksOptions::default()).await;
-    publish(&server.uploads, &old).await.unwrap();
-    publish(&server.uploads, &new).await.unwrap();
+    let (folder, server, base, target) = busy().await;
     let turn = server.packs.thorough.turn.acquire().await.unwrap();
     let quick = server.plan(base, target).await;
     let path = folder.path().join("cache").join(format!("{target}.img"));

@@ -226,13 +226,8 @@ fn unpack(name: Digest, codec: Codec, wire: &[u8], len: usize, prefix: &[u8]) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden::testing::noise_bytes as noise;
     use proptest::prelude::*;
-
-    fn noise(len: usize, seed: u64) -> Vec<u8> {
-        let mut out = vec![0; len];
-        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
-        out
-    }
 
     fn open() -> (tempfile::TempDir, Objects) {
         let folder = tempfile::tempdir().unwrap();

@@ -29,9 +29,8 @@ impl Costs {
         let weights = on_threads(&known.plan.packs, |pack| weigh(pack, old, &known.packs));
         let mut of = vec![0_u32; (new.len() / BLOCK as usize).max(blocks as usize)];
         let mut counted: Vec<Vec<bool>> = weights.iter().map(|weights| vec![false; weights.len()]).collect();
-        let mut at = 0;
-        for step in &known.plan.steps {
-            if let Step::Patch { pack, from, count } = *step {
+        for (at, step) in known.plan.placed() {
+            if let Step::Patch { pack, from, count } = step {
                 for index in 0..count {
                     let (pack, inner) = (pack as usize, (from + index) as usize);
                     let (Some(first), Some(weight)) = (
@@ -48,7 +47,6 @@ impl Costs {
                     }
                 }
             }
-            at += step.count();
         }
         Self { of, total: known.packs.len() as u64 }
     }

@@ -181,10 +181,10 @@ impl Blocks {
             sent: 0,
             off_grid: unknown.off_grid,
         };
-        let (mut at, mut last_source) = (0, 0);
-        for step in &plan.steps {
+        let mut last_source = 0;
+        for (at, step) in plan.placed() {
             let count = u64::from(step.count());
-            match *step {
+            match step {
                 Step::Copy { from, .. } if from == at => counts.in_place += count,
                 Step::Copy { from, .. } => {
                     counts.moved += count;
@@ -194,10 +194,9 @@ impl Blocks {
                 Step::Zero { .. } => counts.zero += count,
                 _ => counts.sent += count,
             }
-            if let Step::Copy { from, .. } = *step {
+            if let Step::Copy { from, .. } = step {
                 last_source = from;
             }
-            at += step.count();
         }
         counts
     }
