@@ -134,14 +134,11 @@ impl Write for Copies {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut rest = bytes;
         while let Some((first, tail)) = rest.split_first() {
-            if let State::Literal { left } = &mut self.state {
-                let skipped = (*left).min(rest.len() as u64);
-                *left -= skipped;
-                self.local += skipped;
+            if let State::Literal { left } = self.state {
+                let skipped = left.min(rest.len() as u64);
+                self.state = literal(left - skipped);
+                self.pass(skipped)?;
                 rest = rest.get(skipped as usize..).unwrap_or(&[]);
-                if *left == 0 {
-                    self.state = State::Command;
-                }
             } else {
                 self.take(*first)?;
                 rest = tail;
@@ -172,7 +169,7 @@ impl Copies {
                 args.push(byte);
                 if args.len() == *needs {
                     let (op, args) = (*op, std::mem::take(args));
-                    self.run(op, &args);
+                    self.run(op, &args)?;
                 }
             }
             State::Literal { .. } | State::End => return Err(io::ErrorKind::InvalidData.into()),
@@ -180,17 +177,23 @@ impl Copies {
         Ok(())
     }
 
-    fn run(&mut self, op: u8, args: &[u8]) {
+    fn run(&mut self, op: u8, args: &[u8]) -> io::Result<()> {
         let number = |bytes: &[u8]| bytes.iter().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
         if op < op::COPY_FIRST {
             self.state = literal(number(args));
-            return;
+            return Ok(());
         }
         let (golden, len) = args.split_at_checked(op::copy_offset_len(op)).unwrap_or((args, &[]));
         let (golden, len) = (number(golden), number(len));
         self.done.push(Copy { golden, local: self.local, len });
-        self.local += len;
         self.state = State::Command;
+        self.pass(len)
+    }
+
+    /// `len` more bytes of what is here are spoken for.
+    fn pass(&mut self, len: u64) -> io::Result<()> {
+        self.local = self.local.checked_add(len).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(())
     }
 }
 
@@ -281,6 +284,16 @@ mod tests {
         assert_eq!(rolling.index().search(&[0; 4 << 20]), vec![]);
         assert_eq!(rolling.index().search(&[0; 4095]), vec![]);
         assert_eq!(Rolling::new(&[]).unwrap().index().search(&[0; 8192]), vec![]);
+    }
+
+    #[test]
+    fn copies_longer_than_any_file_are_refused() {
+        let copy = |len: u64| [&[op::COPY_FIRST + 3, 0][..], &len.to_be_bytes()].concat();
+        let mut copies = Copies::default();
+        copies.write_all(&DELTA_MAGIC).unwrap();
+        copies.write_all(&copy(u64::MAX)).unwrap();
+        let refused = copies.write_all(&copy(1)).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
     }
 
     proptest! {
