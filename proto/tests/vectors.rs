@@ -23,7 +23,7 @@ use goldsync_proto::digest::{Digest, ImageId};
 use goldsync_proto::grain::{GrainHash, read_masks, write_masks};
 use goldsync_proto::limits::BLOCK;
 use goldsync_proto::pack::delta::{self, Piece};
-use goldsync_proto::pack::{Codec, PackError, read_frame, write_frame};
+use goldsync_proto::pack::{Codec, PackError, patch, read_frame, write_frame};
 use goldsync_proto::plan::{Pack, Plan, Source, Step};
 use goldsync_proto::refusal::{Reason, Refusal};
 use goldsync_proto::release::{Section, Word};
@@ -136,10 +136,12 @@ fn literal_frames_are_read_as_the_vectors_say_and_bad_ones_refused() {
     assert_eq!(written[4..9], vectors["zstd"][4..9]);
     assert_eq!(read_frame(&written).unwrap(), vectors["zstd-bytes"]);
 
-    // Our own codec has one encoding of given pieces, and every machine makes the same.
+    // Our own codecs have one encoding of given pieces, and every machine makes the same.
     assert_eq!(read_frame(&vectors["delta"]).unwrap(), vectors["delta-bytes"]);
     let pieces = [Piece { from: 0, copy: 0, fresh: 1 }, Piece { from: 0, copy: 4095, fresh: 0 }];
     assert_eq!(delta::encode(&vectors["delta-bytes"], b"", &pieces), vectors["delta"][9..]);
+    assert_eq!(read_frame(&vectors["patch"]).unwrap(), vectors["delta-bytes"]);
+    assert_eq!(patch::encode(&vectors["delta-bytes"], b"", &pieces).unwrap(), vectors["patch"][9..]);
 
     assert!(matches!(read_frame(&vectors["refused-codec"]), Err(PackError::Codec(_))));
     assert_eq!(read_frame(&vectors["refused-ragged"]), Err(PackError::Lengths { wire: 1, raw: 4097 }));
