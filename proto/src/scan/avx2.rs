@@ -11,6 +11,7 @@ use super::filter::Passed;
 use super::lanes::{Batch, LANES, Row, WholeTracks};
 use super::rolling::{FOLD, MIX, Sums};
 use crate::grain::GrainHash;
+use crate::limits::BLOCK;
 
 /// A proof that the processor has AVX2.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +98,9 @@ impl Avx2 {
 const SUM_PLACES: [usize; LANES] = [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15];
 const EXCHANGED: i32 = 0b11_01_10_00;
 
+/// Shifting by it multiplies by a block's length.
+const BLOCK_LOG: i32 = BLOCK.ilog2() as i32;
+
 /// Sixteen bytes of each lane are turned round into sixteen vectors, a byte of each lane in each; those that leave stand in
 /// a vector's upper half, those that enter in the lower.
 #[target_feature(enable = "avx2")]
@@ -114,8 +118,7 @@ fn roll_sums(sums: &mut Sums, leaves: &WholeTracks<'_>, enters: &WholeTracks<'_>
             let enters = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(bytes));
             let leaves = _mm256_cvtepu8_epi16(_mm256_extracti128_si256(bytes, 1));
             a = _mm256_add_epi16(a, _mm256_sub_epi16(enters, leaves));
-            // Times a block's length, modulo 2^16.
-            d = _mm256_add_epi16(d, _mm256_sub_epi16(a, _mm256_slli_epi16(leaves, 12)));
+            d = _mm256_add_epi16(d, _mm256_sub_epi16(a, _mm256_slli_epi16(leaves, BLOCK_LOG)));
             let sums = [_mm256_unpacklo_epi16(a, d), _mm256_unpackhi_epi16(a, d)];
             for (half, sums) in row.as_chunks_mut().0.iter_mut().zip(sums) {
                 store_words(half, mixed(sums, mix));
