@@ -56,21 +56,43 @@ impl GrainHash {
 
     /// The value of the window one byte further on.
     #[inline(always)]
-    pub(crate) fn roll(self, value: u64, leaves: u8, enters: u8) -> u64 {
+    pub(crate) fn moved(self, value: u64, leaves: u8, enters: u8) -> u64 {
         let change =
             self.ones.wrapping_add(u64::from(enters)).wrapping_sub(u64::from(leaves).wrapping_mul(self.leaving));
         value.wrapping_mul(self.multiplier).wrapping_add(change)
     }
 
+    /// The value of one byte more.
+    #[inline(always)]
+    pub(crate) fn push(self, value: u64, byte: u8) -> u64 {
+        value.wrapping_mul(self.multiplier).wrapping_add(u64::from(byte) + 1)
+    }
+
+    /// What a value is multiplied by in a step, what the byte that leaves was, and what is added.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn factors(self) -> (u64, u64, u64) {
+        (self.multiplier, self.leaving, self.ones)
+    }
+
     /// The value of one window.
-    pub(crate) fn value(self, window: &[u8]) -> u64 {
-        window.iter().fold(0, |value: u64, byte| value.wrapping_mul(self.multiplier).wrapping_add(u64::from(*byte) + 1))
+    fn value(self, window: &[u8]) -> u64 {
+        window.iter().fold(0, |value, byte| self.push(value, *byte))
     }
 
     /// A value's hash, as a number.
-    #[inline(always)]
-    pub(crate) fn of_value(self, value: u64) -> u64 {
+    fn of_value(self, value: u64) -> u64 {
         value >> (64 - 8 * self.width)
+    }
+
+    /// The upper 32 bits of a value, which the shortest hash has: what a scan looks a window up by.
+    #[inline(always)]
+    pub(crate) fn key(value: u64) -> u32 {
+        (value >> 32) as u32
+    }
+
+    /// The same of a hash.
+    pub(crate) fn key_of_hash(self, hash: u64) -> u32 {
+        (hash >> (8 * self.width - 32)) as u32
     }
 
     /// The hash of one grain, as a number.
@@ -103,7 +125,7 @@ impl GrainHash {
         let Ok(grains) = <&[[u8; GRAIN as usize]; GRAINS]>::try_from(grains) else { return values };
         for at in 0..GRAIN as usize {
             for (value, grain) in values.iter_mut().zip(grains) {
-                *value = value.wrapping_mul(self.multiplier).wrapping_add(u64::from(grain[at]) + 1);
+                *value = self.push(*value, grain[at]);
             }
         }
         values
@@ -198,7 +220,7 @@ mod tests {
             let hash = GrainHash::new(seed, 8).unwrap();
             let mut value = hash.value(&bytes[..512]);
             for at in 0..bytes.len() - 512 {
-                value = hash.roll(value, bytes[at], bytes[at + 512]);
+                value = hash.moved(value, bytes[at], bytes[at + 512]);
                 prop_assert_eq!(value, hash.value(&bytes[at + 1..at + 513]));
             }
         }

@@ -21,7 +21,7 @@ use goldsync_proto::limits::{ALIGNED_ROUND, BLOCK, IMAGE_MAX, REGION, ROLLING_RO
 use goldsync_proto::plan::{Plan, Source, Step};
 use goldsync_proto::release::Section;
 use goldsync_proto::scan::aligned::BlockIndex;
-use goldsync_proto::scan::rolling::Rolling;
+use goldsync_proto::scan::rolling::{Rolling, Wanted};
 use goldsync_proto::scan::slices;
 use goldsync_proto::signature::{BlockHashes, block_hash, read_subtrees, zero_hash};
 
@@ -321,8 +321,11 @@ async fn roll(job: &Arc<Job>, search: &Arc<Search>, missing: Vec<u32>) -> Result
     on_search(job, search, move |job, search| {
         let left = AtomicI64::new(i64::try_from(job.scan_budget).unwrap_or(i64::MAX));
         for round in missing.chunks(ROLLING_ROUND) {
-            let wanted: Vec<_> = round.iter().map(|block| (*block, entries.get(*block).to_le_bytes())).collect();
-            roll_round(job, search, &wanted, &unknown, &left)?;
+            let wanted = round.iter().map(|block| {
+                let (entry, hash) = (entries.get(*block).to_le_bytes(), search.hashes.get(*block));
+                Wanted { block: *block, entry, hash }
+            });
+            roll_round(job, search, &Rolling::new(wanted), &unknown, &left)?;
         }
         Ok(())
     })
@@ -332,26 +335,19 @@ async fn roll(job: &Arc<Job>, search: &Arc<Search>, missing: Vec<u32>) -> Result
 fn roll_round(
     job: &Job,
     search: &Search,
-    wanted: &[(u32, [u8; 8])],
+    rolling: &Rolling,
     unknown: &[Run],
     left: &AtomicI64,
 ) -> Result<(), JobError> {
-    let Some(rolling) = Rolling::new(wanted) else { return Ok(()) };
-    let index = rolling.index();
     let slices = slices(unknown, byte_of(active_blocks(job)));
     job.on_threads(slices.len() as u32, |at| {
         let Some((start, end)) = slices.get(at as usize).copied() else { return Ok(()) };
-        if left.fetch_sub((end - start) as i64, Ordering::Relaxed) <= 0 {
+        if rolling.left() == 0 || left.fetch_sub((end - start) as i64, Ordering::Relaxed) <= 0 {
             return Ok(());
         }
         let mut bytes = vec![0; (end - start) as usize];
         job.stage.read_active(start, &mut bytes)?;
-        for found in index.search(&bytes) {
-            let block = bytes.get(found.offset..found.offset + BLOCK as usize).unwrap_or(&[]);
-            if search.undecided(found.block) && search.hashes.get(found.block) == block_hash(block) {
-                search.decide(found.block, decision::ACTIVE, start + found.offset as u64);
-            }
-        }
+        rolling.search(&bytes, |block, offset| search.decide(block, decision::ACTIVE, start + offset as u64));
         Ok(())
     })
 }

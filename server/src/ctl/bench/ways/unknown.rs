@@ -15,9 +15,9 @@ use goldsync_proto::make::gather_bytes;
 use goldsync_proto::pack::{Chain, write_frame_after};
 use goldsync_proto::scan::aligned::BlockIndex;
 use goldsync_proto::scan::grains::{Grains, is_last_round};
-use goldsync_proto::scan::rolling::Rolling;
+use goldsync_proto::scan::rolling::{Rolling, Wanted};
 use goldsync_proto::scan::slices;
-use goldsync_proto::signature::{BlockHashes, Signature, block_hash, zero_hash};
+use goldsync_proto::signature::{BlockHashes, Signature, zero_hash};
 
 use super::on_threads;
 use crate::golden::prepare::LEVEL;
@@ -143,18 +143,16 @@ impl Search<'_> {
         let slices = slices(&unknown, self.old.len() as u64);
         let (entries, _) = section.as_chunks::<8>();
         for round in missing.chunks(ROLLING_ROUND) {
-            let wanted: Vec<_> =
-                round.iter().filter_map(|block| Some((*block, *entries.get(*block as usize)?))).collect();
-            let Some(rolling) = Rolling::new(&wanted) else { continue };
-            let index = rolling.index();
+            let wanted = round.iter().filter_map(|block| {
+                let (entry, hash) = (*entries.get(*block as usize)?, self.hashes.get(*block)?);
+                Some(Wanted { block: *block, entry, hash })
+            });
+            let rolling = Rolling::new(wanted);
             let found = on_threads(&slices, |(start, end)| {
+                let mut found = Vec::new();
                 let bytes = self.old.get(*start as usize..*end as usize).unwrap_or(&[]);
-                let golden = |block: u32, offset: usize| {
-                    let bytes = bytes.get(offset..offset + BLOCK as usize);
-                    bytes.is_some_and(|bytes| self.hashes.get(block) == Some(block_hash(bytes)))
-                };
-                let found = index.search(bytes).into_iter().filter(|found| golden(found.block, found.offset));
-                found.map(|found| found.block).collect::<Vec<_>>()
+                rolling.search(bytes, |block, _| found.push(block));
+                found
             });
             for block in found.into_iter().flatten() {
                 self.came.off_grid += u64::from(self.found.get(block as usize) == Some(&false));
