@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use goldsync_benches::stage::{Bench, Bytes};
 use goldsync_proto::block::Geometry;
 use goldsync_proto::digest::ImageId;
-use goldsync_proto::grain::GrainHash;
+use goldsync_proto::grain::{ALL, GrainHash};
 use goldsync_proto::limits::{BLOCK, GRAIN, REGION};
 use goldsync_proto::make::{self, Effort, Image};
 use goldsync_proto::pack;
@@ -156,7 +156,7 @@ fn rolling(bench: &mut Bench, data: &Data) -> Result<()> {
 fn grains(bench: &mut Bench, data: &Data) {
     let (local, hash) = (data.local(), GrainHash::new(1, 5).expect("a width that is allowed"));
     for count in [1 << 10, 64 << 10, 512 << 10] {
-        let wire = hash.sign(&noise(count * GRAIN as usize, 2));
+        let wire = hash.sign(&noise(count * GRAIN as usize, 2), ALL);
         let grains = || Grains::new(hash, (0..).zip(hash.read(&wire)));
         let kernels = if count == 1 << 10 {
             vec![("", grains()), (", portable", grains().portable())]

@@ -27,6 +27,32 @@ pub struct GrainHash {
     width: u32,
 }
 
+/// A mask of all grains.
+pub const ALL: u8 = 0xFF;
+
+/// The grains of each block that are looked for first: where neither of them is here, nor one of the blocks beside it, the
+/// other six are hardly ever, and their hashes are not worth asking for. Neither stands at a block's edge, where what was moved
+/// is cut off.
+pub const PROBES: u8 = 1 << 1 | 1 << 6;
+
+/// Of `blocks`, ascending, the indices of those whose other grains are worth asking for: a probe of theirs was found, or one of
+/// a block beside it.
+pub fn promising(blocks: &[u32], found: impl Fn(usize) -> bool) -> Vec<usize> {
+    let found: Vec<bool> = (0..blocks.len()).map(found).collect();
+    let beside = |at: usize, other: usize| {
+        let next = blocks.get(at).zip(blocks.get(other)).is_some_and(|(a, b)| a.abs_diff(*b) == 1);
+        next && found.get(other) == Some(&true)
+    };
+    let promising =
+        |at: &usize| found.get(*at) == Some(&true) || beside(*at, at + 1) || beside(*at, at.wrapping_sub(1));
+    (0..blocks.len()).filter(promising).collect()
+}
+
+/// The numbers of the grains that a mask names.
+pub fn named(mask: u8) -> impl Iterator<Item = usize> {
+    (0..GRAINS).filter(move |grain| mask >> grain & 1 == 1)
+}
+
 /// The shortest and the longest hash that may be asked for, in bytes.
 pub const WIDTHS: std::ops::RangeInclusive<u8> = 4..=8;
 
@@ -105,12 +131,13 @@ impl GrainHash {
         self.of(&[0; GRAIN as usize])
     }
 
-    /// The hashes of all grains of whole blocks, as they travel.
-    pub fn sign(self, blocks: &[u8]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(blocks.len() / GRAIN as usize * self.width());
+    /// The hashes of those grains of whole blocks that `mask` names, as they travel.
+    pub fn sign(self, blocks: &[u8], mask: u8) -> Vec<u8> {
+        let mut out = Vec::with_capacity(blocks.len() / BLOCK as usize * mask.count_ones() as usize * self.width());
         for block in blocks.as_chunks::<{ BLOCK as usize }>().0 {
-            for value in self.values(block) {
-                let bytes = self.of_value(value).to_le_bytes();
+            let values = self.values(block);
+            for value in named(mask).filter_map(|grain| values.get(grain)) {
+                let bytes = self.of_value(*value).to_le_bytes();
                 out.extend_from_slice(bytes.get(..self.width()).unwrap_or(&[]));
             }
         }
@@ -200,11 +227,20 @@ mod tests {
         for width in WIDTHS {
             let hash = GrainHash::new(1, width).unwrap();
             let blocks: Vec<u8> = (0..2 * BLOCK).map(|i| ((i * 31) >> 4) as u8).collect();
-            let wire = hash.sign(&blocks);
+            let wire = hash.sign(&blocks, ALL);
             assert_eq!(wire.len(), 2 * GRAINS * usize::from(width));
             let expected: Vec<u64> = blocks.chunks(GRAIN as usize).map(|grain| hash.of(grain)).collect();
             assert_eq!(hash.read(&wire).collect::<Vec<_>>(), expected);
+            let probes = hash.sign(&blocks, PROBES);
+            assert_eq!(hash.read(&probes).collect::<Vec<_>>(), [1, 6, 9, 14].map(|grain| expected[grain]));
         }
+    }
+
+    #[test]
+    fn what_stands_beside_something_found_is_promising() {
+        let found = |at: usize| [1, 5].contains(&at);
+        assert_eq!(promising(&[3, 4, 5, 7, 8, 10, 12], found), [0, 1, 2, 5]);
+        assert_eq!(promising(&[], found), [0; 0]);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::block::Run;
 use crate::codec::CodecError;
 use crate::digest::{Digest, ImageId};
+use crate::grain;
 use crate::limits::MESSAGE_MAX;
 use crate::refusal::Refusal;
 use crate::release::{ReleaseRef, Section, Word};
@@ -111,7 +112,7 @@ pub enum Request {
         /// `(first, count)`, ascending and apart; at most `BLOCKS_RUNS_MAX` runs and `BLOCKS_PER_REQUEST` blocks.
         runs: Vec<Run>,
     },
-    /// The hashes of all grains of some blocks. Body of the answer: see `grain`.
+    /// The hashes of grains of some blocks. Body of the answer: see `grain`.
     GrainHashes {
         /// Which image.
         image: ImageId,
@@ -119,6 +120,9 @@ pub enum Request {
         seed: u32,
         /// Bytes in a hash: one of `grain::WIDTHS`.
         width: u8,
+        /// Which grains of each block, as a mask; not none.
+        #[serde(default = "all_grains", skip_serializing_if = "is_all_grains")]
+        mask: u8,
         /// As in `Blocks`.
         runs: Vec<Run>,
     },
@@ -139,6 +143,14 @@ pub enum Request {
         /// Bytes of the body.
         sketch: u64,
     },
+}
+
+fn all_grains() -> u8 {
+    grain::ALL
+}
+
+fn is_all_grains(mask: &u8) -> bool {
+    *mask == grain::ALL
 }
 
 /// What a server answers. A body, if any, follows the frame.

@@ -71,6 +71,23 @@ impl Rolling {
     }
 }
 
+/// Splits missing blocks into some that are searched for first, a sixteenth of them in runs that are asked for together, and the
+/// others.
+pub fn trial(missing: &[u32]) -> (Vec<u32>, Vec<u32>) {
+    const RUN: usize = 64;
+    const ONE_IN: usize = 16;
+    let runs = missing.chunks(RUN).enumerate();
+    let (tried, rest): (Vec<_>, Vec<_>) = runs.partition(|(at, _)| at % ONE_IN == 0);
+    let blocks = |runs: Vec<(usize, &[u32])>| runs.into_iter().flat_map(|(_, run)| run.to_vec()).collect();
+    (blocks(tried), blocks(rest))
+}
+
+/// Whether so many found in a trial make it worth asking for the others' entries: eight bytes for each, where its grains' hashes
+/// would cost ten, and thirty more if they are found.
+pub fn pays(found: usize, tried: usize) -> bool {
+    found * 6 >= tried
+}
+
 /// librsync's weak sum, as it rolls.
 ///
 /// librsync adds 31 to each byte, which adds the same to the sums of all blocks of one length; here it is left out:
@@ -163,6 +180,18 @@ pub(super) mod tests {
     use crate::testing::noise;
     use proptest::prelude::*;
     use std::cell::Cell;
+
+    #[test]
+    fn a_trial_is_a_sixteenth_and_nothing_is_lost() {
+        let missing: Vec<u32> = (0..64 * 40).map(|at| at * 3).collect();
+        let (tried, rest) = trial(&missing);
+        assert_eq!(tried.len(), 64 * 3);
+        let mut both = [tried, rest].concat();
+        both.sort_unstable();
+        assert_eq!(both, missing);
+        assert_eq!(trial(&missing[..50]), (missing[..50].to_vec(), vec![]));
+        assert!(pays(1, 6) && !pays(1, 7) && pays(0, 0));
+    }
 
     /// A window's key, from the sum that fast_rsync computes.
     pub(in super::super) fn key_by_librsync(window: &[u8]) -> u32 {
