@@ -229,9 +229,7 @@ fn steady(stage: &Stage<'_>, node: &Node, pair: &Pair, folder: &Path) -> Result<
     node.agent(["sync"])?.ok()?;
     stage.server.promote("image:1", CHANNEL)?;
     node.agent(["sync"])?.ok()?;
-    // Both ways have plans, which are none of what is measured next.
-    stage.prepared("earlier:1")?;
-    stage.prepared("image:1")?;
+    stage.idle()?;
     Ok((earlier, Before::of(node)?))
 }
 

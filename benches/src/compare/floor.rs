@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::peers::program_version;
 use super::process::{self, Cost};
+use crate::agent_threads;
 
 /// What it took.
 #[derive(Clone, Debug, Serialize)]
@@ -20,7 +21,7 @@ pub struct Floor {
     pub copy: Cost,
     /// `b3sum` of that file.
     pub hash: Cost,
-    /// Its threads: as many as an agent takes that is not told otherwise.
+    /// Its threads: as many as the agent's.
     pub threads: usize,
     /// Its version.
     pub version: String,
@@ -36,7 +37,7 @@ impl Floor {
 /// The median of `repeat` runs; `None` if `b3sum` is not installed.
 pub fn measure(image: &Path, scratch: &Path, repeat: usize, golden: &str) -> Result<Option<Floor>> {
     let Some(version) = program_version("b3sum", "--version") else { return Ok(None) };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+    let threads = agent_threads();
     let copy = scratch.join("copy");
     let once = || -> Result<Floor> {
         let mut cp = Command::new("cp");

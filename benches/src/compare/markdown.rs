@@ -31,7 +31,7 @@ impl PairReport {
             };
             writeln!(
                 out,
-                "| {}{path}{mark} | {} | {:.3} % | {} | {:.2} s | {:.2} s | {:.2} s | {} | {} | {} | {} | {written} |",
+                "| {}{path}{mark} | {} | {:.3} % | {} | {:.2} s | {:.2} s | {:.3} s | {} | {} | {} | {} | {written} |",
                 titled(row),
                 kib(run.wire()),
                 100.0 * run.wire() as f64 / self.size as f64,

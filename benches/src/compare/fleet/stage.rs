@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use goldsync_proto::wire::Outcome;
@@ -57,7 +58,20 @@ impl<'a> Stage<'a> {
             if bases.iter().all(|base| base["thorough"].is_u64() && base["under_way"] == false) {
                 return Ok(meter.stop());
             }
-            std::thread::sleep(std::time::Duration::from_millis(200));
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Waits until the server has nothing to do: plans for releases that only set the scene are none of what is measured next.
+    pub fn idle(&self) -> Result<()> {
+        const LOOK: Duration = Duration::from_millis(500);
+        let server = self.server.pid()?;
+        loop {
+            let before = process::cpu(server);
+            std::thread::sleep(LOOK);
+            if process::cpu(server) - before < LOOK.as_secs_f64() / 100.0 {
+                return Ok(());
+            }
         }
     }
 
