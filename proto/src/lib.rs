@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! image ─▶ block ─▶ signature ─▶ plan ─▶ pack
-//!              grain ─┐ ▲           ▲
+//!              grain ─┐ ▲   sketch  ▲
 //!                     └┴── scan ───┘          wire: who may say what when
 //! ```
 //! This crate knows no clock, socket or path and no async runtime. Nothing in it can block, so all of it can be
@@ -22,6 +22,7 @@ pub mod refusal;
 pub mod release;
 pub mod scan;
 pub mod signature;
+pub mod sketch;
 #[cfg(test)]
 mod testing;
 pub mod trust;
