@@ -56,6 +56,7 @@ fn goldsync_is_measured_in_every_situation_and_held_against_its_aims() -> Result
     );
     let drifted = one(&pair["rows"], "what", "known base, 200 blocks drifted");
     assert!(drifted["repaired"].as_u64().unwrap() > 0, "{drifted:#}");
+    assert!(wire("unknown base near a known release") < wire("cold"), "{markdown}");
     let repaired = one(&one(&report["pairs"], "name", "repair")["rows"], "what", "repair");
     assert!(repaired["received"].as_u64().unwrap() > 0, "{repaired:#}");
 
@@ -67,7 +68,7 @@ fn goldsync_is_measured_in_every_situation_and_held_against_its_aims() -> Result
     // quinn alone was made to send what a node received.
     let (node, plain) = (&beside["served"]["received"], &beside["served"]["plain"]["received"]);
     let (node, plain) = (node.as_u64().unwrap(), plain.as_u64().unwrap());
-    assert!(node.abs_diff(plain) < node / 20, "{node} and {plain} bytes");
+    assert!(node.abs_diff(plain) < node / 20 + 4096, "{node} and {plain} bytes");
     assert!(
         beside["served"]["cpu"].as_f64().unwrap() > 0.0 && beside["served"]["plain"]["cpu"].as_f64().unwrap() > 0.0
     );

@@ -214,8 +214,8 @@ a node of an unknown base would, and packs NEW whole: bytes are real. What the t
 is estimated. ext2, ext3 and ext4 are looked into, so that files, times, the journal and garbage in free blocks are told apart; \
 of others, regions are named.
 
-The thorough plan takes a minute for each GiB of a large change, for it is made on one core, as on a server; --no-thorough leaves \
-it out.
+The thorough plan takes a minute or more for each GiB of a large change, for it is made on one core, as on a server; \
+--no-thorough leaves it out.
 
 Changes nothing. Memory: the packs, 5 bytes for each 4 KiB of OLD while they are made, and up to 60 MiB for each processor \
 core; the images are mapped.")]

@@ -41,6 +41,8 @@ pub const STEADY: &str = "known base, standby holds the release before";
 pub const DRIFTED: &str = "known base, 200 blocks drifted";
 /// A node that has the old image, of which the server knows nothing.
 pub const UNKNOWN: &str = "unknown base, standby empty";
+/// A node that has no record of what it has, which is a release that the server knows, with [`DRIFTED_BLOCKS`] overwritten.
+const NEAR: &str = "unknown base near a known release";
 /// A node that has nothing.
 pub const COLD: &str = "cold";
 /// A node that runs the new release.
@@ -128,7 +130,7 @@ fn from_release(pair: &Pair, folder: &Path, repeat: usize) -> Result<Measured> {
         node.agent(["sync"])?.ok()?;
     }
     let (before_first, before_drift) = (Before::of(&first)?, Before::of(&drifts)?);
-    drift(&drifts, fs::metadata(&pair.old)?.len() / 4096)?;
+    drift(&drifts.slot(drifts.active()?.context("an active slot")?.as_str()))?;
     let (earlier, before_both) = steady(&stage, &both, pair, &knows)?;
     let publish = stage.publish("the new image", &pair.new, ("image", "2"))?;
     publishes.push(Publish { plans: Some(stage.prepared("image:2")?), ..publish });
@@ -155,6 +157,7 @@ fn from_release(pair: &Pair, folder: &Path, repeat: usize) -> Result<Measured> {
     rows.push(no_op(&stage, &drifts, &golden, repeat)?);
     let round_trips = Some(watch::round_trips(&stage, &drifts, &golden, repeat)?);
     drop((first, both, drifts));
+    rows.push(without_record(&stage, NEAR, pair, &golden, repeat, |node| drift(&node.slot("a")))?);
     rows.push(cold(&stage, &golden, repeat)?);
     drop(stage);
     fs::remove_dir_all(&knows)?;
@@ -205,17 +208,30 @@ fn unknown(pair: &Pair, folder: &Path, golden: &str, repeat: usize) -> Result<Ro
     fs::create_dir_all(folder)?;
     let stage = Stage::new(folder)?;
     stage.publish("the new image", &pair.new, ("image", "2"))?;
-    let node = stage.node("unknown")?;
-    place(&pair.old, &node.slot("a"))?;
-    symlink(node.slot("a"), node.folder().join("current"))?;
-    let before = Before::of(&node)?;
-    let row = repeated(UNKNOWN, Knows::Nothing, repeat, || {
-        before.restore(None)?;
-        stage.run(&node, "sync", golden)
-    })?;
+    let row = without_record(&stage, UNKNOWN, pair, golden, repeat, |_| Ok(()))?;
     drop(stage);
     fs::remove_dir_all(folder)?;
     Ok(row)
+}
+
+/// A node whose active slot holds the old image, or what `change` makes of it, and that has no record of it.
+fn without_record(
+    stage: &Stage<'_>,
+    what: &str,
+    pair: &Pair,
+    golden: &str,
+    repeat: usize,
+    change: impl FnOnce(&Node) -> Result<()>,
+) -> Result<Row> {
+    let node = stage.node("unknown")?;
+    place(&pair.old, &node.slot("a"))?;
+    change(&node)?;
+    symlink(node.slot("a"), node.folder().join("current"))?;
+    let before = Before::of(&node)?;
+    repeated(what, Knows::Nothing, repeat, || {
+        before.restore(None)?;
+        stage.run(&node, "sync", golden)
+    })
 }
 
 /// A node that did an update before: the old image runs, and the standby slot holds the release before it, which is made up here,
@@ -233,11 +249,12 @@ fn steady(stage: &Stage<'_>, node: &Node, pair: &Pair, folder: &Path) -> Result<
     Ok((earlier, Before::of(node)?))
 }
 
-/// Overwrites blocks of the active slot, spread evenly.
-fn drift(node: &Node, blocks: u64) -> Result<()> {
+/// Overwrites blocks of a slot, spread evenly.
+fn drift(slot: &Path) -> Result<()> {
+    let blocks = fs::metadata(slot)?.len() / 4096;
     let count = DRIFTED_BLOCKS.min(blocks / 4).max(1);
     let at: Vec<u64> = (0..count).map(|index| (index * blocks + blocks / 3) / count % blocks).collect();
-    flip(&node.slot(node.active()?.context("an active slot")?.as_str()), &at)
+    flip(slot, &at)
 }
 
 /// Turns every bit of these blocks; twice is not at all.

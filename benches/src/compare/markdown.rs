@@ -84,12 +84,13 @@ impl PairReport {
             writeln!(
                 out,
                 "- {} nodes, one after the other, from the plan that was made: {:.2} ms of the server's CPU each, {} received; quinn \
-                 alone, as many bytes and connections: {:.2} ms, {} received",
+                 alone, as many bytes and connections: {:.2} ms, {} received; a node with nothing to do: {:.2} ms of the server's",
                 served.updates,
                 1000.0 * served.cpu,
                 kib(served.received),
                 1000.0 * served.plain.cpu,
-                kib(served.plain.received)
+                kib(served.plain.received),
+                1000.0 * self.ours(fleet::NO_OP).map_or(0.0, |row| row.median.server.cpu)
             )?;
         }
         if let Some((worst, row)) = self.count_differs() {

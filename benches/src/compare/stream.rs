@@ -75,8 +75,8 @@ pub fn measure(bytes: u64, scratch: &Path, repeat: usize) -> Result<Stream> {
 pub fn plain(received: u64, connections: u32, scratch: &Path) -> Result<Plain> {
     let sender = Sender::start(scratch)?;
     let mean = |all: &[Received]| all.iter().map(|one| one.wire).sum::<u64>() / all.len().max(1) as u64;
-    // The first tells what handshake and heads add. It also warms up what is made once.
-    let (first, _) = sender.receive(received, 1)?;
+    // The first few tell what handshake, heads and probes add. They also warm up what is made once.
+    let (first, _) = sender.receive(received, connections.min(4))?;
     let bytes = received.saturating_sub(mean(&first).saturating_sub(received)).max(1);
     let before = sender.cpu();
     let (all, _) = sender.receive(bytes, connections)?;
