@@ -10,8 +10,9 @@ use super::report::PairReport;
 use super::row::Tool;
 
 /// Aims of the engine's stages, which no whole update shows.
-pub const ELSEWHERE: &str = "The aligned pass (at least 0.6 of BLAKE3 over the same bytes on as many threads) and the rolling scan (at \
-     least 1 GB/s a core with AVX2, and 8 times fast_rsync) are stages: `cargo bench -p goldsync-benches`.";
+pub const ELSEWHERE: &str = "Two aims are stages of the engine, which `cargo bench -p goldsync-benches` measures: the aligned pass (`aligned: hash and \
+     look up`, at least 0.6 in the last column: of BLAKE3 over the same bytes on as many threads), and the rolling scan where nothing \
+     matches (at least 1 GB/s a core with AVX2, and 8 times fast_rsync).";
 
 /// An aim, and how near it is.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -28,6 +29,8 @@ pub struct Aim {
     pub pairs: Vec<Value>,
     /// Of those, the geometric mean, where it is asked for.
     pub geometric_mean: Option<f64>,
+    /// Whether all values keep to the bounds; `None` if there are none.
+    pub met: Option<bool>,
     /// What is to be known of it.
     pub notes: Vec<String>,
     /// Digits behind the point.
@@ -79,20 +82,29 @@ impl Aim {
         }
     }
 
-    /// Whether it was met, where not, and by how much.
-    pub fn verdict(&self) -> String {
-        let values = || self.pairs.iter().filter_map(|pair| Some((pair.pair.as_str(), pair.value?)));
+    /// Where it was missed, and by how much.
+    fn missed(&self) -> Vec<String> {
         let mean = self.geometric_mean.map(|mean| ("the mean", mean, self.mean));
-        let all = mean.into_iter().chain(values().map(|(pair, value)| (pair, value, self.each)));
-        let missed = all.filter_map(|(what, value, bound)| {
+        let values = self.pairs.iter().filter_map(|pair| Some((pair.pair.as_str(), pair.value?, self.each)));
+        let missed = mean.into_iter().chain(values).filter_map(|(what, value, bound)| {
             let bound = bound.filter(|bound| value > *bound)?;
             Some(format!("{what} by {:.0} %", 100.0 * (value / bound - 1.0)))
         });
-        let missed: Vec<String> = missed.collect();
-        let verdict = match (values().count(), missed.is_empty()) {
-            (0, _) => "not measured".to_owned(),
-            (_, true) => "met".to_owned(),
-            (_, false) => format!("**missed**: {}", missed.join(", ")),
+        missed.collect()
+    }
+
+    /// With the judgement.
+    fn judged(self) -> Self {
+        let measured = self.pairs.iter().any(|pair| pair.value.is_some());
+        Self { met: measured.then(|| self.missed().is_empty()), ..self }
+    }
+
+    /// Whether it was met, where not, and by how much, and what is to be known of it.
+    pub fn verdict(&self) -> String {
+        let verdict = match self.met {
+            None => "not measured".to_owned(),
+            Some(true) => "met".to_owned(),
+            Some(false) => format!("**missed**: {}", self.missed().join(", ")),
         };
         [verdict].into_iter().chain(self.notes.iter().cloned()).collect::<Vec<_>>().join("; ")
     }
@@ -100,7 +112,7 @@ impl Aim {
 
 /// All aims.
 pub fn of(pairs: &[PairReport]) -> Vec<Aim> {
-    [wire(pairs), time(pairs), server(pairs)].concat()
+    [wire(pairs), time(pairs), server(pairs)].into_iter().flatten().map(Aim::judged).collect()
 }
 
 fn wire(pairs: &[PairReport]) -> Vec<Aim> {
@@ -233,11 +245,11 @@ mod tests {
             pairs: vec![value("a", Some(0.5)), value("b", Some(0.9)), value("c", None)],
             ..Aim::default()
         };
-        let aim = aim.on_average(0.62).each(0.75);
+        let aim = aim.on_average(0.62).each(0.75).judged();
         assert_eq!(aim.bound(), "≤ 0.62 on average, ≤ 0.75 each");
         assert_eq!(aim.verdict(), "**missed**: the mean by 8 %, b by 20 %");
-        assert_eq!(Aim { mean: Some(0.7), each: None, ..aim.clone() }.verdict(), "met");
-        let none = Aim { pairs: vec![value("c", None)], geometric_mean: None, ..aim };
+        assert_eq!(Aim { mean: Some(0.7), each: None, ..aim.clone() }.judged().verdict(), "met");
+        let none = Aim { pairs: vec![value("c", None)], geometric_mean: None, ..aim }.judged();
         assert_eq!(none.verdict(), "not measured");
     }
 

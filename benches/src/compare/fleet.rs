@@ -3,6 +3,9 @@
 //! Two servers: one that knows both images, and one that knows the new one only, for which a node on the old image runs
 //! something unknown. Before every run the node is put back as it was: state folder, link and slots. The server makes its plans
 //! after publishing, in the background; that is measured by itself, and every row finds a server that has them and is idle.
+//!
+//! Beside the rows: what a server spends on a node among many and how often a node waits ([`watch`]), what `goldsync bench` foretold
+//! ([`forecast`]), and what copying and hashing the image takes ([`floor`]).
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, symlink};
