@@ -4,13 +4,13 @@
 use goldsync_proto::block::Geometry;
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::limits::BLOCK;
-use goldsync_proto::make::{Effort, Image, gather_bytes, pair};
+use goldsync_proto::make::{Effort, Image, Near, gather_bytes, pair};
 use goldsync_proto::pack::{decompress, hash16};
 use goldsync_proto::plan::{Plan, PlanError, Step};
 use goldsync_proto::signature::{BlockHashes, sign_blocks};
 use libfuzzer_sys::fuzz_target;
 
-const EFFORT: Effort = Effort { level: 1, pack: 4 * BLOCK as usize, prefix: 1 << 16, ..Effort::THOROUGH };
+const EFFORT: Effort = Effort { level: 1, pack: 4 * BLOCK as usize, prefix: 1 << 16, ..Effort::SMALLEST };
 
 fuzz_target!(|input: &[u8]| {
     let Some((&seed, script)) = input.split_first() else { return };
@@ -31,7 +31,9 @@ fuzz_target!(|input: &[u8]| {
 
     let (base_hashes, target_hashes) = (sign_blocks(&base), sign_blocks(&target));
     let mut object = Vec::new();
-    let plan = pair(image(&base, &base_hashes), image(&target, &target_hashes), EFFORT, |wire| {
+    let near = if seed & 1 == 0 { Near::Delta } else { Near::Patch };
+    let effort = Effort { near, ..EFFORT };
+    let plan = pair(image(&base, &base_hashes), image(&target, &target_hashes), effort, |wire| {
         object.extend_from_slice(wire);
         Ok::<_, PlanError>(())
     })

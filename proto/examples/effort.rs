@@ -25,10 +25,11 @@ fn main() -> Result<(), Error> {
         ("quick: zstd 9", Effort::QUICK),
         ("zstd 12", Effort { level: 12, ..Effort::QUICK }),
         ("zstd 19", Effort { level: 19, ..Effort::QUICK }),
-        ("delta, prefix 1 MiB", Effort { prefix: 1 << 20, ..Effort::THOROUGH }),
-        ("delta, packs of 256 KiB", Effort { pack: 256 << 10, ..Effort::THOROUGH }),
-        ("delta, packs of 512 KiB", Effort { pack: 512 << 10, ..Effort::THOROUGH }),
-        ("thorough: delta", Effort::THOROUGH),
+        ("thorough: patch", Effort::THOROUGH),
+        ("delta, prefix 1 MiB", Effort { prefix: 1 << 20, ..Effort::SMALLEST }),
+        ("delta, packs of 256 KiB", Effort { pack: 256 << 10, ..Effort::SMALLEST }),
+        ("delta, packs of 512 KiB", Effort { pack: 512 << 10, ..Effort::SMALLEST }),
+        ("smallest: delta", Effort::SMALLEST),
     ];
     let wanted = std::env::args().nth(3).unwrap_or_default();
     for (name, effort) in efforts.into_iter().filter(|(name, _)| name.contains(&wanted)) {
@@ -49,7 +50,7 @@ fn measure(name: &str, base: Image<'_>, target: Image<'_>, effort: Effort) -> Re
         Ok::<_, PlanError>(())
     })?;
     let made = cpu()? - start;
-    let (mut unpacking, mut raw_len, mut deltas) = (0.0, 0, 0);
+    let (mut unpacking, mut raw_len, mut near) = (0.0, 0, 0);
     for pack in &plan.packs {
         let wire = packs.get(pack.offset as usize..).and_then(|rest| rest.get(..pack.wire_len as usize));
         let prefix = gather_bytes(base.bytes, pack.prefix.iter().copied());
@@ -60,12 +61,12 @@ fn measure(name: &str, base: Image<'_>, target: Image<'_>, effort: Effort) -> Re
             return Err("a pack does not decode to what was packed".into());
         }
         raw_len += raw.len();
-        deltas += usize::from(pack.codec == Codec::Delta);
+        near += usize::from(matches!(pack.codec, Codec::Delta | Codec::Patch));
     }
     let gib = target.geometry.blocks() as f64 * BLOCK as f64 / (1 << 30) as f64;
     let bytes = packs.len() + plan.encode()?.len();
     println!(
-        "{name:24} {bytes:>10} bytes  {made:>7.2} s of CPU, {:>6.1} s a GiB  {:>3} packs, {deltas:>3} delta, unpacked at {:>6.1} MB/s",
+        "{name:24} {bytes:>10} bytes  {made:>7.2} s of CPU, {:>6.1} s a GiB  {:>3} packs, {near:>3} of near copies, unpacked at {:>6.1} MB/s",
         made / gib,
         plan.packs.len(),
         raw_len as f64 / f64::max(unpacking, 0.01) / 1e6

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use crate::block::{Geometry, Run};
 use crate::digest::{Digest, ImageId};
 use crate::limits::{BLOCK, PACK_RAW_MAX, PLAN_PACKS_MAX, PLAN_RUNS_MAX, PLAN_STEPS_MAX, PREFIX_MAX, PREFIX_RUNS_MAX};
-use crate::pack::{self, Codec, delta, hash16};
+use crate::pack::{self, Codec, delta, hash16, patch};
 use crate::plan::{Pack, Plan, PlanError, Source, Step, fits};
 use crate::scan::aligned::BlockIndex;
 use crate::signature::{BlockHashes, zero_hash};
@@ -42,8 +42,8 @@ pub struct Image<'a> {
 pub struct Effort {
     /// zstd's level.
     pub level: i32,
-    /// Whether to try the codec `delta`, which costs ten times as much as zstd's level 9 and gives half.
-    pub delta: bool,
+    /// Whether to look for near copies, and how to tell them.
+    pub near: Near,
     /// Bytes of a pack before it is cut.
     pub pack: usize,
     /// Bytes of prefix a pack.
@@ -52,13 +52,27 @@ pub struct Effort {
     pub threads: usize,
 }
 
+/// What becomes of near copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Near {
+    /// They are not looked for.
+    None,
+    /// The codec `patch`: a tenth to a half less than zstd, and unpacked as fast.
+    Patch,
+    /// The codec `delta`: the fewest bytes, and much to unpack.
+    Delta,
+}
+
 impl Effort {
     /// A node is waiting.
     pub const QUICK: Self =
-        Self { level: 9, delta: false, pack: PACK_RAW_MAX, prefix: PREFIX_MAX, threads: usize::MAX };
+        Self { level: 9, near: Near::None, pack: PACK_RAW_MAX, prefix: PREFIX_MAX, threads: usize::MAX };
 
     /// Nobody is waiting, and there is other work to do.
-    pub const THOROUGH: Self = Self { delta: true, threads: 1, ..Self::QUICK };
+    pub const THOROUGH: Self = Self { near: Near::Patch, threads: 1, ..Self::QUICK };
+
+    /// Nor does it matter how long unpacking takes.
+    pub const SMALLEST: Self = Self { near: Near::Delta, ..Self::THOROUGH };
 }
 
 /// Blocks that a plan's packs hold before they are cut early at a gap, and the gap in blocks.
@@ -263,18 +277,27 @@ fn compress_one(
 /// The smallest of what the effort allows.
 fn compress(raw: &[u8], prefix: &[u8], effort: Effort) -> (Codec, Vec<u8>) {
     let first = pack::compress(raw, prefix, effort.level);
-    if !effort.delta {
+    if effort.near == Near::None {
         return first;
     }
     let mut tried = Vec::new();
     // Where the base helps little, most bytes are compressed already: near copies are rare, and the search for them is slow.
     let dense = first.1.len() > raw.len() / 4 * 3;
-    let delta = (!dense).then(|| delta::encode(raw, prefix, &search::pieces(raw, prefix)));
-    if delta.as_ref().is_none_or(|delta| delta.len() > first.1.len() / 32 * 31) {
+    let near = if dense { None } else { near_copies(raw, prefix, effort.near) };
+    if near.as_ref().is_none_or(|(_, near)| near.len() > first.1.len() / 32 * 31) {
         tried.push(pack::compress(raw, prefix, LEVEL_DENSE));
     }
-    tried.extend(delta.map(|delta| (Codec::Delta, delta)));
+    tried.extend(near);
     tried.into_iter().fold(first, |best, next| if next.1.len() < best.1.len() { next } else { best })
+}
+
+fn near_copies(raw: &[u8], prefix: &[u8], near: Near) -> Option<(Codec, Vec<u8>)> {
+    let pieces = || search::pieces(raw, prefix);
+    match near {
+        Near::None => None,
+        Near::Patch => Some((Codec::Patch, patch::encode(raw, prefix, &pieces())?)),
+        Near::Delta => Some((Codec::Delta, delta::encode(raw, prefix, &pieces()))),
+    }
 }
 
 /// zstd's level for what the base hardly helps with.
@@ -402,12 +425,15 @@ mod tests {
             let word = u32::from_le_bytes([operand[0], operand[1], operand[2], operand[3]]);
             operand.copy_from_slice(&word.wrapping_add(0x40).to_le_bytes());
         }
-        let (quick, thorough) = (make(&base, &target), make_with(&base, &target, Effort::THOROUGH));
-        for (plan, object) in [&quick, &thorough] {
+        let [thorough, smallest] = [Effort::THOROUGH, Effort::SMALLEST].map(|effort| make_with(&base, &target, effort));
+        let quick = make(&base, &target);
+        for (plan, object) in [&quick, &thorough, &smallest] {
             assert!(apply(plan, &base, object) == target);
         }
-        assert!(thorough.0.packs.iter().all(|pack| pack.codec == Codec::Delta));
-        assert!(thorough.1.len() * 4 < quick.1.len(), "{} of {} bytes", thorough.1.len(), quick.1.len());
+        assert!(thorough.0.packs.iter().all(|pack| pack.codec == Codec::Patch));
+        assert!(smallest.0.packs.iter().all(|pack| pack.codec == Codec::Delta));
+        let [quick, thorough, smallest] = [quick, thorough, smallest].map(|(_, object)| object.len());
+        assert!(thorough * 3 < quick && smallest * 4 < quick, "{quick}, {thorough} and {smallest} bytes");
     }
 
     #[test]
@@ -460,7 +486,7 @@ mod tests {
                 }
             }
             target.resize(target.len().next_multiple_of(4096).max(4096), 3);
-            for effort in [Effort::QUICK, Effort::THOROUGH] {
+            for effort in [Effort::QUICK, Effort::THOROUGH, Effort::SMALLEST] {
                 let (plan, object) = make_with(&base, &target, effort);
                 prop_assert_eq!(plan.check(), Ok(()));
                 prop_assert!(apply(&plan, &base, &object) == target);

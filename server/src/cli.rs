@@ -209,13 +209,13 @@ Examples:
   goldsync bench web-2026.11.14.ext4 web-2026.11.21.ext4
   goldsync bench old.erofs new.erofs --rate 20 --json
 
-Makes both plans and their packs that a server would make from OLD to NEW, the quick one and the thorough one, searches OLD as \
-a node of an unknown base would, and packs NEW whole: bytes are real. What the transport adds, and how long it takes at --rate, \
+Makes the plans and packs that a server would make from OLD to NEW, the quick one, the thorough one and the smallest, searches OLD \
+as a node of an unknown base would, and packs NEW whole: bytes are real. What the transport adds, and how long it takes at --rate, \
 is estimated. ext2, ext3 and ext4 are looked into, so that files, times, the journal and garbage in free blocks are told apart; \
 of others, regions are named.
 
-The thorough plan takes a minute or more for each GiB of a large change, for it is made on one core, as on a server; \
---no-thorough leaves it out.
+The thorough and the smallest plan take a minute or more for each GiB of a large change, for they are made on one core, as on a \
+server; --no-thorough leaves both out.
 
 Changes nothing. Memory: the packs, 5 bytes for each 4 KiB of OLD while they are made, and up to 60 MiB for each processor \
 core; the images are mapped.")]
@@ -229,7 +229,7 @@ pub struct Bench {
     /// Estimate transfers at so many megabits a second.
     #[arg(long, value_name = "MBIT", default_value = "100", value_parser = rate)]
     pub rate: f64,
-    /// Leave out the thorough plan, which takes longest to make.
+    /// Leave out the thorough and the smallest plan, which take longest to make.
     #[arg(long)]
     pub no_thorough: bool,
     /// Name so many files or regions.

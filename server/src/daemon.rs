@@ -242,7 +242,9 @@ async fn open(config: Config) -> Result<(Arc<Hub>, ServerCertificate), DaemonErr
     let options = StoreOptions { grace: config.store.grace.0, ..StoreOptions::default() };
     let store = Store::open(data, options).await?;
     let mut options = PacksOptions::default();
-    options.thorough = options.thorough.filter(|_| config.plans.thorough);
+    if !config.plans.thorough {
+        options.better = &[];
+    }
     let packs = Packs::open(store.clone(), options).await?;
     let uploads = Uploads::open(store.clone()).await?;
     let roster = Roster::new(catalog.clone(), config.nodes.connections_per_node as usize);

@@ -6,16 +6,16 @@
 //!                            ▼
 //!                        one job a pair, one at a time ──▶ packs ──▶ plan ──▶ proven ──▶ plans/<base>-<target>
 //!                            │ not done within 2 s
-//!                            ▼                                    made again in the background ──▶ ….thorough
+//!                            ▼                            made again in the background ──▶ ….thorough, ….smallest
 //!                        Making: ask again, or plan by the signature
 //! ```
 //! However many nodes ask for a pair at once, one job makes it, and it goes on when they hang up. A plan exists when its
 //! small file does, which is written after its objects were synced: a kill at any point costs the work since, no more.
 //! A job that failed is not tried again for a minute, so that a fleet that asks does not keep the server busy failing.
 //!
-//! What a node waits for is made quickly. In the background it is made again, [thoroughly](thorough): smaller by up to two
-//! thirds, and slower to unpack by a factor of fifty. A node that would rather spare bytes than time gets that one, once it is
-//! there.
+//! What a node waits for is made quickly. In the background it is made [again](better), twice: thoroughly, smaller by a tenth to a
+//! half and unpacked as fast, for all who come later; and as small as can be, smaller by up to two thirds and slower to unpack by a
+//! factor of fifty, for nodes that would rather spare bytes than time. Who asks gets the best of its kind that is there.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -37,8 +37,8 @@ use tokio::sync::{Semaphore, watch};
 use crate::store::files::{blocking, list, prepare_folder, temporary, write_durable};
 use crate::store::{Store, StoreError, Whole, cold};
 
+mod better;
 pub(crate) mod prove;
-mod thorough;
 
 const FORMAT: u32 = 1;
 
@@ -117,8 +117,20 @@ impl From<goldsync_proto::plan::PlanError> for PlanError {
 pub enum Grade {
     /// As much as a waiting node has time for. Plans from nothing are always of this kind.
     Quick,
-    /// As much as makes the fewest bytes.
+    /// More, for packs that unpack as fast.
     Thorough,
+    /// As much as makes the fewest bytes, whatever it takes to unpack them.
+    Smallest,
+}
+
+impl Grade {
+    /// Those that a node would take, the best first.
+    fn for_who(prefers: Prefer) -> &'static [Self] {
+        match prefers {
+            Prefer::Time => &[Self::Thorough],
+            Prefer::Bytes => &[Self::Smallest, Self::Thorough],
+        }
+    }
 }
 
 /// How far a pair's plans are.
@@ -128,6 +140,8 @@ pub struct Progress {
     pub quick: Option<u64>,
     /// The same of the thorough plan.
     pub thorough: Option<u64>,
+    /// The same of the smallest plan.
+    pub smallest: Option<u64>,
     /// Whether one of them is being made or waits for its turn.
     pub under_way: bool,
 }
@@ -139,18 +153,21 @@ pub struct PacksOptions {
     pub at_once: usize,
     /// How hard to try while a node waits.
     pub effort: Effort,
-    /// How hard to try when none does; `None`: leave it at that.
-    pub thorough: Option<Effort>,
+    /// How hard to try when none does, for each kind of plan; none: leave it at that.
+    pub better: &'static [(Grade, Effort)],
     /// How long a request waits for a plan in the making before it is told to come again.
     pub wait: Duration,
     /// How long a failure is answered from memory.
     pub failure_kept: Duration,
 }
 
+/// What is made in the background, in this order.
+const BETTER: [(Grade, Effort); 2] = [(Grade::Thorough, Effort::THOROUGH), (Grade::Smallest, Effort::SMALLEST)];
+
 impl Default for PacksOptions {
     fn default() -> Self {
         let (wait, failure_kept) = (Duration::from_secs(2), Duration::from_secs(60));
-        Self { at_once: 1, effort: Effort::QUICK, thorough: Some(Effort::THOROUGH), wait, failure_kept }
+        Self { at_once: 1, effort: Effort::QUICK, better: &BETTER, wait, failure_kept }
     }
 }
 
@@ -166,11 +183,11 @@ pub struct Packs {
     records: Mutex<HashMap<(Pair, Grade), Arc<PlanRecord>>>,
     jobs: Mutex<HashMap<Pair, Job>>,
     turns: Semaphore,
-    thorough: thorough::Queue,
+    better: better::Queue,
     made: std::sync::atomic::AtomicU64,
 }
 
-/// `plans/<base>-<target>`, and with `.thorough` behind it
+/// `plans/<base>-<target>`, and with `.thorough` or `.smallest` behind it
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct PlanRecord {
     format: u32,
@@ -220,15 +237,15 @@ impl Packs {
             records: Mutex::new(records),
             jobs: Mutex::default(),
             turns: Semaphore::new(options.at_once.max(1)),
-            thorough: thorough::Queue::default(),
+            better: better::Queue::default(),
             made: Default::default(),
         });
         packs.take_up();
         Ok(packs)
     }
 
-    /// The plan from `base` (`None`: from nothing) to `target`, made if need be. Who prefers bytes gets the thorough one, if it is
-    /// there already.
+    /// The plan from `base` (`None`: from nothing) to `target`, made if need be. Who comes later gets a better one, of the kind that
+    /// it prefers.
     pub async fn plan(
         self: &Arc<Self>,
         base: Option<ImageId>,
@@ -236,10 +253,10 @@ impl Packs {
         prefer: Prefer,
     ) -> Result<PlanState, PlanError> {
         let size = self.check(base, target)?;
-        if prefer == Prefer::Bytes
-            && let Some(section) = self.made_before((base, target), Grade::Thorough).await
-        {
-            return Ok(PlanState::Ready { name: section.name, length: section.length });
+        for grade in Grade::for_who(prefer) {
+            if let Some(section) = self.made_before((base, target), *grade).await {
+                return Ok(PlanState::Ready { name: section.name, length: section.length });
+            }
         }
         let mut outcome = self.job((base, target)).outcome;
         let waited = tokio::time::timeout(self.options.wait, outcome.wait_for(Option::is_some)).await;
@@ -269,8 +286,9 @@ impl Packs {
         };
         let job = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).get(&pair).cloned();
         let making = job.is_some_and(|job| job.outcome.borrow().is_none() && job.outcome.has_changed().is_ok());
-        let under_way = making || self.thorough.holds(pair);
-        Progress { quick: made(Grade::Quick), thorough: made(Grade::Thorough), under_way }
+        let under_way = making || self.better.holds(pair);
+        let [quick, thorough, smallest] = [Grade::Quick, Grade::Thorough, Grade::Smallest].map(made);
+        Progress { quick, thorough, smallest, under_way }
     }
 
     /// Forgets an image's cold plan, which points into the segments where the image lay before.
@@ -381,7 +399,7 @@ impl Packs {
         let draft = Draft::new(&self.folder)?;
         let images = [base.id, target.id];
         let work = move || make_pair(&base, &target, effort, draft);
-        let made = if effort == self.options.effort { blocking(work).await } else { thorough::aside(work).await };
+        let made = if effort == self.options.effort { blocking(work).await } else { better::aside(work).await };
         if made.as_ref().is_err_and(|error| !matches!(error, PlanError::TooLarge { .. })) {
             // Whatever went wrong, the next attempt begins with files that are proven anew.
             images.into_iter().try_for_each(|image| self.store.forget_whole(image))?;
@@ -452,6 +470,7 @@ fn file_name((base, target): Pair, grade: Grade) -> String {
     match grade {
         Grade::Quick => format!("{base}-{target}"),
         Grade::Thorough => format!("{base}-{target}.thorough"),
+        Grade::Smallest => format!("{base}-{target}.smallest"),
     }
 }
 

@@ -52,27 +52,34 @@ async fn prepared_before_anybody_asks() {
     let daemon = hasty.daemon();
     fleet.publish(&new, "web:2").await;
     eventually("the node is counted", async || (base_of(&fleet, "web:2").await["nodes"] == 1).then_some(())).await;
-    let base = until(&fleet, "web:2", "thorough").await;
+    let base = until(&fleet, "web:2", "smallest").await;
     assert_eq!(base["image"], old.id());
     assert_eq!(base["releases"], serde_json::json!(["web:1"]));
     let text = fleet.operator.run(["release", "show", "web:2"]).await.ok().out;
-    assert!(text.contains("web:1 (1 node): quick ") && text.contains(", thorough "), "{text}");
+    assert!(
+        text.contains("web:1 (1 node): quick ") && text.contains(", thorough ") && text.contains(", smallest "),
+        "{text}"
+    );
 
     daemon.stop().await;
     fleet.operator.promote("web:2", "production").await;
-    let (quick, thorough) = (hasty.sync().await.updated(), frugal.sync().await.updated());
-    for (node, account, kind) in [(&hasty, &quick, "quick"), (&frugal, &thorough, "thorough")] {
+    let (thorough, smallest) = (hasty.sync().await.updated(), frugal.sync().await.updated());
+    for (node, account, kind) in [(&hasty, &thorough, "thorough"), (&frugal, &smallest, "smallest")] {
         node.runs(&new);
         let bytes = base[kind].as_u64().expect("bytes");
         assert!((bytes..bytes + 16 * 1024).contains(&account.received), "{kind}: {bytes} were announced: {account:?}");
     }
-    assert!(thorough.received * 2 < quick.received, "{thorough:?} beside {quick:?}");
+    let quick = base["quick"].as_u64().expect("bytes");
+    assert!(
+        thorough.received * 3 < quick * 2 && smallest.received < thorough.received,
+        "{thorough:?}, {smallest:?}, {quick}"
+    );
 }
 
-/// Goal: who cannot wait takes the quick plan; the thorough one comes later, a restart in between or not; and who was in the
+/// Goal: who cannot wait takes the quick plan; better ones come later, a restart in between or not; and who was in the
 /// middle of the quick one goes on with what is there.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thorough_plan_comes_later() {
+async fn better_plans_come_later() {
     let mut fleet = Fleet::start_with(|config: &mut Config| config.plans.thorough = false).await;
     let old = Image::noise(2, 6);
     let new = rewired(&old);
@@ -98,7 +105,7 @@ async fn a_thorough_plan_comes_later() {
     fleet.down().await;
     fleet.reconfigure(|config| config.plans.thorough = true);
     fleet.up().await;
-    until(&fleet, "web:2", "thorough").await;
+    until(&fleet, "web:2", "smallest").await;
     proxy.heal();
     let rest = half_way.sync().await.updated();
     half_way.runs(&new);

@@ -202,6 +202,7 @@ fn server(pairs: &[PairReport]) -> Vec<Aim> {
             .each(15.0)
             .in_unit("s", 1),
         Aim::new("making a thorough plan, likewise", pairs, making(forecast::THOROUGH)).each(90.0).in_unit("s", 1),
+        Aim::new("making the smallest plan, likewise", pairs, making(forecast::SMALLEST)).each(90.0).in_unit("s", 1),
     ]
 }
 

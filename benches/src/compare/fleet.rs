@@ -82,7 +82,7 @@ pub struct Publish {
     pub client: Cost,
     /// The server.
     pub server: Cost,
-    /// What the server did afterwards, for nobody waits for it: the release's plans, quick and thorough. For releases that are
+    /// What the server did afterwards, for nobody waits for it: the release's plans, of all three kinds. For releases that are
     /// updated to.
     pub plans: Option<Cost>,
 }

@@ -66,7 +66,7 @@ impl PairReport {
             if let Some(plans) = &publish.plans {
                 writeln!(
                     out,
-                    "- its plans, quick and thorough, made once for all nodes of the old release: {:.2} s of the server's CPU; its anonymous memory {}",
+                    "- its plans, quick, thorough and smallest, made once for all nodes of the old release: {:.2} s of the server's CPU; its anonymous memory {}",
                     plans.cpu,
                     mib(plans.anonymous)
                 )?;
@@ -108,8 +108,8 @@ impl PairReport {
     fn forecast(&self, out: &mut String) -> std::fmt::Result {
         let Some(forecast) = &self.beside.forecast else { return Ok(()) };
         let ways = [
-            (forecast::QUICK, fleet::KNOWN),
-            (forecast::THOROUGH, fleet::FRUGAL),
+            (forecast::THOROUGH, fleet::KNOWN),
+            (forecast::SMALLEST, fleet::FRUGAL),
             (forecast::UNKNOWN, fleet::UNKNOWN),
             (forecast::COLD, fleet::COLD),
         ];

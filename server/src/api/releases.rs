@@ -57,8 +57,8 @@ async fn find(hub: &Hub, release: &ReleaseRef) -> ApiResult<Release> {
 
 fn shown(hub: &Hub, base: likely::Base, manifest: &Manifest) -> LikelyBase {
     let likely::Base { image, releases, nodes } = base;
-    let Progress { quick, thorough, under_way } = hub.packs.progress(Some(image), manifest.image);
-    LikelyBase { image, releases, nodes, quick, thorough, under_way }
+    let Progress { quick, thorough, smallest, under_way } = hub.packs.progress(Some(image), manifest.image);
+    LikelyBase { image, releases, nodes, quick, thorough, smallest, under_way }
 }
 
 /// Make a release visible. The image must be stored, whole and proven. The same release again changes nothing.

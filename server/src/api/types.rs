@@ -127,9 +127,12 @@ pub struct LikelyBase {
     /// What the quick plan costs a node, if there is one: itself and all that it fetches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quick: Option<u64>,
-    /// The same of the thorough plan, which nodes get that would rather spare bytes than time.
+    /// The same of the thorough plan, which nodes get once it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub thorough: Option<u64>,
+    /// The same of the smallest plan, which nodes get that would rather spare bytes than time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub smallest: Option<u64>,
     /// Whether one of them is being made or waits for its turn.
     pub under_way: bool,
 }

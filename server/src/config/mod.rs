@@ -89,8 +89,8 @@ pub struct Store {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Plans {
-    /// Whether each plan is made again in the background, with more work, for nodes that would rather spare bytes than time.
-    /// Default true.
+    /// Whether each plan is made again in the background, with more work: smaller for all who come later, and as small as can be
+    /// for nodes that would rather spare bytes than time. Default true.
     pub thorough: bool,
 }
 

@@ -76,25 +76,23 @@ fn details(release: &types::Release) -> String {
     lines.join("\n")
 }
 
-/// `web:1 (3 nodes): quick 2.4 MiB, thorough 1.2 MiB`
+/// `web:1 (3 nodes): quick 2.4 MiB, thorough 1.6 MiB, smallest 1.2 MiB`
 fn plan(base: &LikelyBase) -> String {
     let from = match &base.releases[..] {
         [] => format!("image {}", base.image.short()),
         releases => releases.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
     };
     let nodes = if base.nodes == 1 { "1 node".into() } else { format!("{} nodes", base.nodes) };
-    let quick = base.quick.map(|bytes| format!("quick {}", show::bytes(bytes)));
-    let plans = match (quick, base.thorough) {
-        (None, None) if base.under_way => "preparing".into(),
-        (None, None) => "none; made when a node asks".into(),
-        (Some(quick), None) if base.under_way => format!("{quick}, a thorough one is being made"),
-        (quick, None) => quick.unwrap_or_default(),
-        (quick, Some(bytes)) => {
-            let thorough = format!("thorough {}", show::bytes(bytes));
-            quick.into_iter().chain([thorough]).collect::<Vec<_>>().join(", ")
-        }
-    };
-    format!("{from} ({nodes}): {plans}")
+    let kinds = [("quick", base.quick), ("thorough", base.thorough), ("smallest", base.smallest)];
+    let made = kinds.into_iter().filter_map(|(kind, bytes)| Some(format!("{kind} {}", show::bytes(bytes?))));
+    let mut plans: Vec<String> = made.collect();
+    match (plans.is_empty(), base.under_way) {
+        (true, true) => plans.push("preparing".into()),
+        (true, false) => plans.push("none; made when a node asks".into()),
+        (false, true) => plans.push("a better one is being made".into()),
+        (false, false) => {}
+    }
+    format!("{from} ({nodes}): {}", plans.join(", "))
 }
 
 #[cfg(test)]
@@ -128,6 +126,7 @@ mod tests {
                     nodes: 3,
                     quick: Some(1 << 20),
                     thorough: None,
+                    smallest: None,
                     under_way: true,
                 },
                 LikelyBase {
@@ -136,6 +135,7 @@ mod tests {
                     nodes: 1,
                     quick: None,
                     thorough: None,
+                    smallest: None,
                     under_way: false,
                 },
             ],
@@ -160,7 +160,7 @@ mod tests {
         assert!(text.contains("size           160 MiB (167772160 bytes)"), "{text}");
         assert!(text.contains("label          commit=4f1c [31m"), "{text}");
         assert!(!text.contains('\u{1b}'));
-        let first = "plan from      web:2026.11.20 (3 nodes): quick 1 MiB, a thorough one is being made";
+        let first = "plan from      web:2026.11.20 (3 nodes): quick 1 MiB, a better one is being made";
         assert!(text.contains(first), "{text}");
         assert!(text.contains(" (1 node): none; made when a node asks\n"), "{text}");
     }

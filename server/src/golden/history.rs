@@ -49,7 +49,7 @@ async fn a_history_costs_one_image_and_its_changes() {
 
 /// What a node that runs the base fetches: the plan and its packs.
 async fn delta(store: &std::sync::Arc<crate::store::Store>, base: ImageId, target: ImageId) -> u64 {
-    let packs = Packs::open(store.clone(), PacksOptions { thorough: None, ..PacksOptions::default() }).await.unwrap();
+    let packs = Packs::open(store.clone(), PacksOptions { better: &[], ..PacksOptions::default() }).await.unwrap();
     let PlanState::Ready { name, length } = packs.prepare(Some(base), target).await.unwrap() else { panic!("waited") };
     let plan = Plan::decode(&store.objects().whole(Section { name, length }).await.unwrap()).unwrap();
     length + plan.wire_bytes()

@@ -21,7 +21,7 @@ async fn open(folder: &Path) -> Server {
 }
 
 fn quick_only() -> PacksOptions {
-    PacksOptions { thorough: None, ..Default::default() }
+    PacksOptions { better: &[], ..Default::default() }
 }
 
 async fn open_with(folder: &Path, options: PacksOptions) -> Server {
@@ -145,15 +145,15 @@ fn shifted() -> (Vec<u8>, Vec<u8>) {
 }
 
 impl Server {
-    async fn until_thorough(&self, base: Option<ImageId>, target: ImageId) {
-        while self.packs.progress(base, target).thorough.is_none() {
+    async fn until_better(&self, base: Option<ImageId>, target: ImageId) {
+        while self.packs.progress(base, target).smallest.is_none() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 }
 
 #[tokio::test]
-async fn a_thorough_plan_is_made_beside_the_quick_one_and_both_last() {
+async fn better_plans_are_made_beside_the_quick_one_and_all_last() {
     let folder = tempfile::tempdir().unwrap();
     let (old, new) = shifted();
     let (base, target) = (Some(ImageId::of(&old)), ImageId::of(&new));
@@ -161,36 +161,35 @@ async fn a_thorough_plan_is_made_beside_the_quick_one_and_both_last() {
         let server = open(folder.path()).await;
         publish(&server.uploads, &old).await.unwrap();
         publish(&server.uploads, &new).await.unwrap();
-        let nothing = Progress { quick: None, thorough: None, under_way: false };
+        let nothing = Progress { quick: None, thorough: None, smallest: None, under_way: false };
         assert_eq!(server.packs.progress(base, target), nothing);
         let quick = server.plan(base, target).await;
-        let Progress { quick: Some(bytes), thorough: None, under_way: false } = server.packs.progress(base, target)
-        else {
-            panic!("{:?}", server.packs.progress(base, target));
-        };
-        assert!(bytes > quick.wire_bytes());
+        let made = server.packs.progress(base, target);
+        assert!(made.quick.is_some_and(|bytes| bytes > quick.wire_bytes()), "{made:?}");
+        assert_eq!(made, Progress { quick: made.quick, ..nothing });
         quick
     };
     // A quick plan that has none beside it when a server starts is taken up, without anybody asking.
     let server = open_with(folder.path(), PacksOptions::default()).await;
     assert!(server.packs.progress(base, target).under_way);
-    server.until_thorough(base, target).await;
-    let thorough = server.small(base, target).await;
-    assert!(thorough.wire_bytes() * 2 < quick.wire_bytes(), "{} of {}", thorough.wire_bytes(), quick.wire_bytes());
-    assert!(apply(&server.store, &thorough, &old).await == new);
-    assert_eq!(server.plan(base, target).await, quick, "who would rather spare time still gets the quick one");
-    assert!(apply(&server.store, &quick, &old).await == new);
+    server.until_better(base, target).await;
+    let (thorough, smallest) = (server.plan(base, target).await, server.small(base, target).await);
+    let bytes = [&quick, &thorough, &smallest].map(Plan::wire_bytes);
+    assert!(bytes[1] * 2 < bytes[0] && bytes[2] < bytes[1], "{bytes:?}");
+    for plan in [&quick, &thorough, &smallest] {
+        assert!(apply(&server.store, plan, &old).await == new, "who began with the quick one can go on with it");
+    }
     assert_eq!((server.packs.made(), server.packs.improved()), (0, 1));
 
-    // Both last, and are not made again.
+    // They last, and are not made again.
     drop(server);
     let server = open_with(folder.path(), PacksOptions::default()).await;
     assert!(!server.packs.progress(base, target).under_way);
-    assert_eq!((server.plan(base, target).await, server.small(base, target).await), (quick, thorough));
+    assert_eq!((server.plan(base, target).await, server.small(base, target).await), (thorough, smallest));
     assert_eq!((server.packs.made(), server.packs.improved()), (0, 0));
 }
 
-/// A server that makes thorough plans, and holds both images of [`shifted`].
+/// A server that makes better plans, and holds both images of [`shifted`].
 async fn busy() -> (tempfile::TempDir, Server, Option<ImageId>, ImageId) {
     let folder = tempfile::tempdir().unwrap();
     let (old, new) = shifted();
@@ -201,22 +200,23 @@ async fn busy() -> (tempfile::TempDir, Server, Option<ImageId>, ImageId) {
 }
 
 #[tokio::test]
-async fn nobody_waits_for_a_thorough_plan() {
+async fn nobody_waits_for_a_better_plan() {
     let (_folder, server, base, target) = busy().await;
-    // Another pair's thorough plan is in the making for as long as this is held.
-    let turn = server.packs.thorough.turn.acquire().await.unwrap();
+    // Another pair's better plan is in the making for as long as this is held.
+    let turn = server.packs.better.turn.acquire().await.unwrap();
     let quick = server.plan(base, target).await;
     assert_eq!(server.small(base, target).await, quick);
     assert!(server.packs.progress(base, target).under_way);
     drop(turn);
-    server.until_thorough(base, target).await;
+    server.until_better(base, target).await;
     assert_ne!(server.small(base, target).await, quick);
+    assert_ne!(server.plan(base, target).await, quick);
 }
 
 #[tokio::test]
-async fn a_thorough_plan_that_fails_leaves_the_quick_one_and_is_not_tried_again() {
+async fn a_better_plan_that_fails_leaves_the_quick_one_and_is_not_tried_again() {
     let (folder, server, base, target) = busy().await;
-    let turn = server.packs.thorough.turn.acquire().await.unwrap();
+    let turn = server.packs.better.turn.acquire().await.unwrap();
     let quick = server.plan(base, target).await;
     let path = folder.path().join("cache").join(format!("{target}.img"));
     std::os::unix::fs::FileExt::write_all_at(&File::options().write(true).open(path).unwrap(), b"rot", 9000).unwrap();

@@ -149,7 +149,7 @@ mod tests {
         async fn open(folder: &Path, grace: Duration) -> Self {
             let store = Store::open(folder, StoreOptions { grace, ..StoreOptions::default() }).await.unwrap();
             let packs =
-                Packs::open(store.clone(), PacksOptions { thorough: None, ..PacksOptions::default() }).await.unwrap();
+                Packs::open(store.clone(), PacksOptions { better: &[], ..PacksOptions::default() }).await.unwrap();
             let uploads = Uploads::open(store.clone()).await.unwrap();
             Self { store, uploads, packs }
         }

@@ -52,8 +52,10 @@ impl Forecast {
 
 /// The plan that nodes get which wait for it.
 pub const QUICK: &str = "known base, quick pack";
-/// The plan that is made in the background.
+/// The plan that is made in the background, for nodes that come later.
 pub const THOROUGH: &str = "known base, thorough pack";
+/// The other one, for nodes that prefer bytes.
+pub const SMALLEST: &str = "known base, smallest pack";
 /// The way of a node that finds out by itself.
 pub const UNKNOWN: &str = "unknown base";
 /// The way of a node that has nothing.

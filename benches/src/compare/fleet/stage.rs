@@ -55,7 +55,7 @@ impl<'a> Stage<'a> {
         loop {
             let shown = self.server.goldsync(["release", "show", release, "--json"])?.ok()?.json()?;
             let bases = shown["bases"].as_array().context("the likely bases")?;
-            if bases.iter().all(|base| base["thorough"].is_u64() && base["under_way"] == false) {
+            if bases.iter().all(|base| base["smallest"].is_u64() && base["under_way"] == false) {
                 return Ok(meter.stop());
             }
             std::thread::sleep(Duration::from_millis(200));

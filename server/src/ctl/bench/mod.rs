@@ -151,11 +151,12 @@ fn forecast(args: &cli::Bench) -> Outcome<Forecast> {
         let _shown = Waiting::begin(manner, "making the plan and the packs from OLD to NEW");
         ways::known(old.engine(), new.engine(), Effort::QUICK)?
     };
-    let thorough = (!args.no_thorough).then(|| {
+    let efforts: &[Effort] = if args.no_thorough { &[] } else { &[Effort::THOROUGH, Effort::SMALLEST] };
+    let better = efforts.iter().map(|effort| {
         let _shown = Waiting::begin(manner, "making them again, thoroughly");
-        ways::known(old.engine(), new.engine(), Effort::THOROUGH)
+        ways::known(old.engine(), new.engine(), *effort)
     });
-    let thorough = thorough.transpose()?;
+    let better: Vec<ways::Known> = better.collect::<Outcome<_>>()?;
     let unknown = {
         let _shown = Waiting::begin(manner, "searching OLD for NEW's bytes, as a node of an unknown base does");
         ways::unknown::go(&old.bytes, &old.signature, &new.bytes, &new.signature)
@@ -185,7 +186,7 @@ fn forecast(args: &cli::Bench) -> Outcome<Forecast> {
         files: files.into_iter().take(args.top).collect(),
         regions: uses::regions(&costs, args.top),
         profile: uses::profile(&costs),
-        ways: ways::all(&known, thorough.as_ref(), &unknown, &cold, args.rate),
+        ways: ways::all(&known, &better, &unknown, &cold, args.rate),
         old: old.described(),
         new: new.described(),
         blocks,

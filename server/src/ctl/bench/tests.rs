@@ -34,7 +34,7 @@ fn moved_new_zero_and_same_blocks_are_told_apart_and_paid_for() {
     assert_eq!((blocks.all, blocks.in_place, blocks.moved, blocks.zero, blocks.sent), (400, 100, 200, 90, 10));
     assert_eq!((blocks.moved_runs, blocks.moved_backwards), (1, 0));
     let payload = |name: &str| way(&forecast, name).payload;
-    for name in ["known base, quick", "known base, thorough", "unknown base"] {
+    for name in ["known base, quick", "known base, thorough", "known base, smallest", "unknown base"] {
         assert!((10 * 4096..10 * 4096 + 6000).contains(&payload(name)), "{name}: {} bytes", payload(name));
     }
     assert!((310 * 4096..330 * 4096).contains(&payload("nothing there")), "{} bytes", payload("nothing there"));
@@ -54,15 +54,17 @@ fn way<'a>(forecast: &'a Forecast, name: &str) -> &'a Way {
 
 /// Changes by one byte in every 64: zstd has to tell all that lies between, a near copy only where it differs.
 #[test]
-fn a_thorough_plan_stands_beside_the_quick_one_unless_it_is_left_out() {
+fn better_plans_stand_beside_the_quick_one_unless_they_are_left_out() {
     let old = noise(64, 1);
     let mut new = old.clone();
     new.iter_mut().step_by(16).for_each(|byte| *byte = byte.wrapping_add(1));
     let (folder, forecast) = images(&old, &new);
     let forecast = forecast.unwrap();
-    let (quick, thorough) = (way(&forecast, "known base, quick"), way(&forecast, "known base, thorough"));
+    let [quick, thorough, smallest] =
+        ["quick", "thorough", "smallest"].map(|kind| way(&forecast, &format!("known base, {kind}")));
     assert!(thorough.payload * 2 < quick.payload, "{} and {} bytes", thorough.payload, quick.payload);
-    for way in [quick, thorough] {
+    assert!(smallest.payload < thorough.payload, "{} and {} bytes", smallest.payload, thorough.payload);
+    for way in [quick, thorough, smallest] {
         assert!(way.server_cpu.is_some_and(|cpu| cpu > 0.0) && way.node.is_some(), "{way:?}");
     }
     assert!(text::of(&forecast, Some(120)).contains("known base, thorough pack"));

@@ -119,8 +119,8 @@ pub fn cold(image: &Image, signature: &Signature, manner: Manner) -> Outcome<Col
     Ok(Cold { bytes, made: began.elapsed() })
 }
 
-/// All ways, the usual one first. The thorough plan may have been left out.
-pub fn all(known: &Known, thorough: Option<&Known>, unknown: &Unknown, cold: &Cold, rate_mbit: f64) -> Vec<Way> {
+/// All ways, a node's first one first. The better plans, the thorough one and the smallest, may have been left out.
+pub fn all(known: &Known, better: &[Known], unknown: &Unknown, cold: &Cold, rate_mbit: f64) -> Vec<Way> {
     let size = known.plan.geometry.size();
     let way = |name, when, payload: u64, server: Option<Duration>, node: Option<Duration>| {
         let wire = CONNECTION + (payload as f64 * TRANSPORT) as u64;
@@ -140,9 +140,12 @@ pub fn all(known: &Known, thorough: Option<&Known>, unknown: &Unknown, cold: &Co
         server_cpu: Some(known.made_cpu.as_secs_f64()),
         ..way(name, when, known.plan_bytes + known.packs.len() as u64, Some(known.made), Some(known.applied))
     };
-    let quick = by_plan("known base, quick pack", "nodes run OLD, and OLD was published", known);
-    let thorough =
-        thorough.map(|known| by_plan("known base, thorough pack", "the same nodes, if they prefer bytes", known));
+    let quick = by_plan("known base, quick pack", "nodes run OLD, it was published, and they come at once", known);
+    let names = [
+        ("known base, thorough pack", "the same nodes, a few minutes later"),
+        ("known base, smallest pack", "the same, if they prefer bytes"),
+    ];
+    let better = names.into_iter().zip(better).map(|((name, when), known)| by_plan(name, when, known));
     let others = [
         way(
             "unknown base",
@@ -154,7 +157,7 @@ pub fn all(known: &Known, thorough: Option<&Known>, unknown: &Unknown, cold: &Co
         way("nothing there", "nodes hold nothing", cold.bytes, Some(cold.made), None),
         way("nothing to do", "nodes run NEW already", 0, None, None),
     ];
-    [quick].into_iter().chain(thorough).chain(others).collect()
+    [quick].into_iter().chain(better).chain(others).collect()
 }
 
 /// How NEW's blocks come about.

@@ -1,10 +1,11 @@
-//! Thorough plans: made in the background, one at a time, on one thread of the lowest priority.
+//! Better plans: made in the background, one at a time, on one thread of the lowest priority.
 //!
 //! ```text
-//! a quick plan was made, or found at the start ──▶ queue ──▶ made and proven again ──▶ for who would rather spare bytes
+//! a quick plan was made, or found at the start ──▶ queue ──▶ made and proven again, thoroughly ──▶ for all who come later
+//!                                                                      and as small as can be ──▶ for who would rather spare bytes
 //! ```
-//! Nothing waits for them. There is no list of what is to be done but the plans themselves: each quick one that has no thorough
-//! one beside it when the server starts is taken up. A kill leaves the quick plan and a draft that the next start removes. What
+//! Nothing waits for them. There is no list of what is to be done but the plans themselves: each quick one that lacks one of the
+//! others when the server starts is taken up. A kill leaves the plans that are there and a draft that the next start removes. What
 //! failed is not tried again before that: the quick plan serves as well, only larger.
 
 use std::collections::HashMap;
@@ -13,10 +14,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Semaphore, oneshot};
 
+use goldsync_proto::make::Effort;
+
 use super::{Grade, Packs, Pair, PlanError};
 use crate::store::StoreError;
 
-/// The plans that are to become thorough.
+/// The pairs that are to have better plans.
 #[derive(Debug)]
 pub(super) struct Queue {
     pairs: Mutex<HashMap<Pair, Standing>>,
@@ -61,24 +64,31 @@ impl Queue {
 }
 
 impl Packs {
-    /// Thorough plans made since the start.
+    /// Pairs whose plans were bettered since the start.
     pub fn improved(&self) -> u64 {
-        self.thorough.made.load(Ordering::Relaxed)
+        self.better.made.load(Ordering::Relaxed)
     }
 
-    /// Queues what was still quick when the server stopped.
+    /// Queues what was not done when the server stopped.
     pub(super) fn take_up(self: &Arc<Self>) {
         let quick: Vec<Pair> = {
             let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-            let pairs = records.keys().filter(|(_, grade)| *grade == Grade::Quick).map(|(pair, _)| *pair);
-            pairs.filter(|pair| !records.contains_key(&(*pair, Grade::Thorough))).collect()
+            records.keys().filter(|(_, grade)| *grade == Grade::Quick).map(|(pair, _)| *pair).collect()
         };
-        quick.into_iter().for_each(|pair| self.improve_later(pair));
+        let lacking = quick.into_iter().filter(|pair| self.lacking(*pair).next().is_some());
+        lacking.for_each(|pair| self.improve_later(pair));
+    }
+
+    /// The kinds of plan that a pair shall have and has not.
+    fn lacking(&self, pair: Pair) -> impl Iterator<Item = (Grade, Effort)> {
+        let made =
+            move |grade| self.records.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&(pair, grade));
+        self.options.better.iter().copied().filter(move |(grade, _)| !made(*grade))
     }
 
     /// Queues one.
     pub(super) fn improve_later(self: &Arc<Self>, pair: Pair) {
-        if self.options.thorough.is_none() || pair.0.is_none() || !self.thorough.enter(pair) {
+        if self.options.better.is_empty() || pair.0.is_none() || !self.better.enter(pair) {
             return;
         }
         let packs = self.clone();
@@ -87,20 +97,22 @@ impl Packs {
             if let Err(error) = &outcome {
                 tracing::warn!(base = ?pair.0, target = %pair.1, %error, "the quick plan stays");
             }
-            packs.thorough.leave(pair, outcome.is_err());
+            packs.better.leave(pair, outcome.is_err());
         });
     }
 
     async fn improve(&self, pair: Pair) -> Result<(), PlanError> {
-        let (Some(base), Some(effort)) = (pair.0, self.options.thorough) else { return Ok(()) };
-        let _turn = self.thorough.turn.acquire().await.map_err(|_| StoreError::Stopping)?;
-        self.check(Some(base), pair.1)?;
-        let plan = self.make(base, pair.1, effort).await?;
-        let wire = plan.wire_bytes();
-        // An image that was taken out meanwhile takes its plans with it.
-        self.check(Some(base), pair.1)?;
-        self.keep(plan, Grade::Thorough).await?;
-        tracing::info!(%base, target = %pair.1, wire, "made a thorough plan");
+        let Some(base) = pair.0 else { return Ok(()) };
+        for (grade, effort) in self.lacking(pair) {
+            let _turn = self.better.turn.acquire().await.map_err(|_| StoreError::Stopping)?;
+            self.check(Some(base), pair.1)?;
+            let plan = self.make(base, pair.1, effort).await?;
+            let wire = plan.wire_bytes();
+            // An image that was taken out meanwhile takes its plans with it.
+            self.check(Some(base), pair.1)?;
+            self.keep(plan, grade).await?;
+            tracing::info!(%base, target = %pair.1, ?grade, wire, "made a better plan");
+        }
         Ok(())
     }
 }
@@ -116,7 +128,7 @@ pub(super) async fn aside<T: Send + 'static>(
         let _ = tell.send(work());
     };
     let failed = |reason: String| PlanError::Failed { reason };
-    std::thread::Builder::new().name("thorough".into()).spawn(run).map_err(|error| failed(error.to_string()))?;
+    std::thread::Builder::new().name("better plans".into()).spawn(run).map_err(|error| failed(error.to_string()))?;
     done.await.map_err(|_| failed("its thread died".into()))?
 }
 
