@@ -207,6 +207,23 @@ mod tests {
         Ok(())
     }
 
+    #[test]
+    fn constant_data_is_passed_over_once_nothing_more_will_come_of_it() {
+        let (slice, hash) = (vec![b'x'; 1 << 16], GrainHash::new(1, 8).unwrap());
+        let contents = Contents::new(vec![Want { key: GrainHash::key(hash.of(&slice[..512])), hash: 0, owner: 0 }]);
+        let filter = Filter::new(contents.keys());
+        for kernel in [Kernel::best(), Kernel::Portable] {
+            for (more_will_come, hits) in [(false, 1), (true, 16 * ((1 << 16) - 511_usize).div_ceil(16))] {
+                let mut seen = 0;
+                search(kernel, &hash, &filter, &contents, &slice, |_, _| {
+                    seen += 1;
+                    !more_will_come
+                });
+                assert_eq!(seen, hits);
+            }
+        }
+    }
+
     /// Bytes of every kind: noise, one byte, zeros, a period, and pieces of all.
     fn bytes(kind: u8, len: usize, seed: u64, period: usize) -> Vec<u8> {
         match kind {
