@@ -51,6 +51,8 @@ struct Data {
     what: String,
     old: Vec<u8>,
     new: Vec<u8>,
+    /// What a search looks through: up to 16 MiB of the old image without its zeros, which nobody searches.
+    local: Vec<u8>,
 }
 
 impl Data {
@@ -71,14 +73,10 @@ impl Data {
             ensure!(bytes.len() as u64 >= 8 * REGION, "{} is too small: 8 MiB at least", path.display());
             Ok(bytes)
         };
-        Ok(Self { what, old: read(old)?, new: read(new)? })
-    }
-}
-
-impl Data {
-    /// What a search looks through: four slices.
-    fn local(&self) -> &[u8] {
-        &self.old[..(4 * 4 * REGION).min(self.old.len() as u64) as usize]
+        let (old, new) = (read(old)?, read(new)?);
+        let blocks = old.as_chunks::<{ BLOCK as usize }>().0.iter().filter(|block| block.iter().any(|byte| *byte != 0));
+        let local = blocks.take(4096).flatten().copied().collect();
+        Ok(Self { what, old, new, local })
     }
 }
 
@@ -102,7 +100,7 @@ fn rulers(bench: &mut Bench, data: &Data) -> Result<()> {
     bench.ruler(&format!("blake3, whole, {} threads", agent_threads()), Bytes::of(&data.new), || {
         black_box(whole());
     });
-    let local = data.local();
+    let local = &data.local[..];
     let signature = librsync_signature(&noise(local.len(), 1))?;
     let index = signature.index();
     bench.ruler("fast_rsync: nothing matches, 4096 wanted", Bytes::of(local), || {
@@ -155,7 +153,7 @@ fn aligned(bench: &mut Bench, data: &Data) {
 
 /// What the scan really gets: golden blocks that no aligned test found, and local data by the megabyte.
 fn rolling(bench: &mut Bench, data: &Data) -> Result<()> {
-    let local = data.local();
+    let local = &data.local[..];
     for count in [1 << 10, 16 << 10, 256 << 10] {
         let rolling = Rolling::new(unknown_blocks(count));
         bench.stage(&format!("rolling: nothing matches, {count} wanted"), Bytes::of(local), || {
@@ -163,7 +161,7 @@ fn rolling(bench: &mut Bench, data: &Data) -> Result<()> {
         });
     }
     let portable = Rolling::new(unknown_blocks(1 << 10)).portable();
-    bench.stage("rolling: the same, 1024 wanted, portable", Bytes::of(local), || {
+    bench.stage("rolling: nothing matches, 1024 wanted, portable", Bytes::of(local), || {
         portable.search(black_box(local), |_, _| ());
     });
     // Each content is found once: every pass begins with a search made afresh, which is part of what is measured.
@@ -184,7 +182,7 @@ fn rolling(bench: &mut Bench, data: &Data) -> Result<()> {
 }
 
 fn grains(bench: &mut Bench, data: &Data) {
-    let (local, hash) = (data.local(), GrainHash::new(1, 5).expect("a width that is allowed"));
+    let (local, hash) = (&data.local[..], GrainHash::new(1, 5).expect("a width that is allowed"));
     for count in [1 << 10, 64 << 10, 512 << 10] {
         let wire = hash.sign(&noise(count * GRAIN as usize, 2), ALL);
         let grains = || Grains::new(hash, (0..).zip(hash.read(&wire)));

@@ -71,13 +71,17 @@ impl Contents {
         self.left.load(Ordering::Relaxed)
     }
 
-    /// Keeps the numbers of those keys that are wanted, and of a few others, at the front of `passed`; returns how many of
-    /// `count`. Like the filter, without a branch that depends on the keys.
-    pub(super) fn thin(&self, keys: &[u32], passed: &mut [u16], count: usize) -> usize {
+    /// Keeps the numbers of those keys that are wanted and not `over`, and of a few others, at the front of `passed`; returns how
+    /// many of `count`. Like the filter, without a branch that depends on the keys, but for the one that is over: runs of
+    /// constant data have it at every offset.
+    pub(super) fn thin(&self, keys: &[u32], over: Option<u32>, passed: &mut [u16], count: usize) -> usize {
         let mut kept = 0;
         for at in 0..count.min(passed.len()) {
             let number = passed[at];
             let key = keys[usize::from(number)];
+            if over == Some(key) {
+                continue;
+            }
             let (start, end) = self.bucket(key);
             let other = |at: usize| self.keys.get(at).is_some_and(|other| *other == key);
             passed[kept] = number;
@@ -94,26 +98,28 @@ impl Contents {
         (at(bucket), at(bucket + 1))
     }
 
-    /// A window with this key was met: if its hash says that it is wanted, for the first time, tells the owners.
-    pub(super) fn meet(&self, key: u32, hash: impl FnOnce() -> u64, tell: impl FnMut(u32)) {
+    /// A window with this key was met: if its hash says that it is wanted, for the first time, tells the owners. Returns whether
+    /// nothing more will come of this key.
+    pub(super) fn meet(&self, key: u32, hash: impl FnOnce() -> u64, tell: impl FnMut(u32)) -> bool {
         // Not one after the other: who makes a signature can make all its keys begin alike.
         let (start, end) = self.bucket(key);
         let bucket = self.keys.get(start..end).unwrap_or(&[]);
         let first = bucket.partition_point(|other| *other < key);
         let count = bucket.get(first..).map_or(0, |tail| tail.partition_point(|other| *other == key));
         let first = start + first;
-        let Some(misses) = self.misses.get(first).filter(|_| count > 0) else { return };
+        let Some(misses) = self.misses.get(first).filter(|_| count > 0) else { return true };
         let one_more = |misses| (misses < MISSES_MAX).then_some(misses + 1);
         if misses.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
-            return;
+            return true;
         }
         let contents = self.hashes.get(first..first + count).unwrap_or(&[]);
-        let Ok(at) = contents.binary_search(&hash()) else { return };
+        let Ok(at) = contents.binary_search(&hash()) else { return false };
         if self.first_time(first + at) {
             // Nothing else has this key: it is done. Otherwise the others shall have their tries.
             misses.store(if count == 1 { MISSES_MAX } else { 0 }, Ordering::Relaxed);
             self.owners_of(first + at).iter().copied().for_each(tell);
         }
+        count == 1
     }
 
     fn first_time(&self, content: usize) -> bool {
@@ -189,10 +195,10 @@ mod tests {
         let contents = contents(&wanted.iter().map(|key| (*key, 1)).collect::<Vec<_>>());
         let keys: Vec<u32> = wanted.iter().flat_map(|key| [*key, key.wrapping_add(1)]).collect();
         let mut passed: Vec<u16> = (0..keys.len() as u16).collect();
-        let kept = contents.thin(&keys, &mut passed, keys.len());
+        let kept = contents.thin(&keys, Some(keys[2]), &mut passed, keys.len());
         assert!(passed[..kept].is_sorted() && kept < wanted.len() + wanted.len() / 4, "{kept}");
         for (number, key) in (0..).zip(&keys) {
-            assert!(!wanted.contains(key) || passed[..kept].contains(&number));
+            assert!(!wanted.contains(key) || passed[..kept].contains(&number) == (number != 2));
         }
     }
 

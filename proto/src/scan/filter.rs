@@ -73,7 +73,8 @@ impl Filter {
             if let Some(place) = passed.0.get_mut(count) {
                 *place = number as u16;
             }
-            count += usize::from(word & mask(*key) == mask(*key));
+            // As in `mask`, the other way round: both named bits are shifted to the upper end.
+            count += ((word.wrapping_shl(*key) & word.wrapping_shl(key >> 5)) >> 31) as usize;
         }
         count
     }

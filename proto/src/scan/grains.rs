@@ -67,7 +67,7 @@ impl Grains {
         }
         lanes::search(self.kernel, &self.hash, &self.filter, &self.contents, slice, |key, offset| {
             let window = || slice.get(offset..offset + GrainHash::WINDOW).map_or(0, |window| self.hash.of(window));
-            self.contents.meet(key, window, |owner| tell(owner, offset));
+            self.contents.meet(key, window, |owner| tell(owner, offset))
         });
     }
 }
@@ -92,11 +92,13 @@ impl Roller for GrainHash {
     }
 
     fn roll(&self, values: &mut [u64; LANES], leaves: &Tracks<'_>, enters: &Tracks<'_>, keys: &mut [Row]) {
-        for (step, row) in keys.iter_mut().enumerate() {
-            for (lane, value) in values.iter_mut().enumerate() {
-                *value = self.moved(*value, leaves[lane][step], enters[lane][step]);
+        for (lane, kept) in values.iter_mut().enumerate() {
+            let mut value = *kept;
+            for (row, (leaves, enters)) in keys.iter_mut().zip(leaves[lane].iter().zip(enters[lane])) {
+                value = self.moved(value, *leaves, *enters);
+                row[lane] = Self::key(value);
             }
-            *row = values.map(GrainHash::key);
+            *kept = value;
         }
     }
 

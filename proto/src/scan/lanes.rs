@@ -63,26 +63,35 @@ pub(super) trait Roller {
 }
 
 /// Calls `hit` with the key and the offset of every window of `slice` whose key is wanted, and of a few others, now and then
-/// twice.
+/// twice. A key of which it says that nothing more will come may be passed over.
 pub(super) fn search<R: Roller>(
     kernel: Kernel,
     roller: &R,
     filter: &Filter,
     contents: &Contents,
     slice: &[u8],
-    mut hit: impl FnMut(u32, usize),
+    mut hit: impl FnMut(u32, usize) -> bool,
 ) {
     let Some(cut) = Cut::new(slice.len(), R::WINDOW) else { return };
     let mut values = roller.begin(cut.tracks(slice, 0, R::WINDOW));
     let (mut batch, mut passed): (Batch, _) = ([[0; LANES]; STEPS], Passed::default());
     batch[0] = roller.keys(&values);
     let (mut step, mut rows) = (0, 1);
+    // Constant data has one key for all its windows.
+    let mut over = None;
     while rows > 0 {
-        let count = filter.sieve(kernel, &batch[..rows], &mut passed);
-        let count = contents.thin(batch.as_flattened(), &mut passed.0, count);
+        let keys = batch[..rows].as_flattened();
+        let mut count = 0;
+        if over.is_none_or(|over| keys.iter().any(|key| *key != over)) {
+            count = filter.sieve(kernel, &batch[..rows], &mut passed);
+            count = contents.thin(keys, over, &mut passed.0, count);
+        }
         for index in &passed.0[..count] {
             let (row, lane) = (usize::from(*index) / LANES, usize::from(*index) % LANES);
-            hit(batch[row][lane], cut.starts[lane] + step + row);
+            let key = batch[row][lane];
+            if over != Some(key) && hit(key, cut.starts[lane] + step + row) {
+                over = Some(key);
+            }
         }
         step += rows;
         rows = STEPS.min(cut.steps - step);
@@ -181,7 +190,10 @@ mod tests {
         let contents = Contents::new(wants);
         let mut hits = Vec::new();
         let filter = Filter::new(contents.keys());
-        search(kernel, roller, &filter, &contents, slice, |key, offset| hits.push((key, offset)));
+        search(kernel, roller, &filter, &contents, slice, |key, offset| {
+            hits.push((key, offset));
+            false
+        });
         hits
     }
 
@@ -193,6 +205,23 @@ mod tests {
         hits.dedup();
         prop_assert_eq!(hits, expected.into_iter().zip(0..).collect::<Vec<_>>());
         Ok(())
+    }
+
+    #[test]
+    fn constant_data_is_passed_over_once_nothing_more_will_come_of_it() {
+        let (slice, hash) = (vec![b'x'; 1 << 16], GrainHash::new(1, 8).unwrap());
+        let contents = Contents::new(vec![Want { key: GrainHash::key(hash.of(&slice[..512])), hash: 0, owner: 0 }]);
+        let filter = Filter::new(contents.keys());
+        for kernel in [Kernel::best(), Kernel::Portable] {
+            for (more_will_come, hits) in [(false, 1), (true, 16 * ((1 << 16) - 511_usize).div_ceil(16))] {
+                let mut seen = 0;
+                search(kernel, &hash, &filter, &contents, &slice, |_, _| {
+                    seen += 1;
+                    !more_will_come
+                });
+                assert_eq!(seen, hits);
+            }
+        }
     }
 
     /// Bytes of every kind: noise, one byte, zeros, a period, and pieces of all.

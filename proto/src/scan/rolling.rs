@@ -66,7 +66,7 @@ impl Rolling {
         }
         lanes::search(self.kernel, &WeakSum, &self.filter, &self.contents, slice, |key, offset| {
             let window = || slice.get(offset..offset + WeakSum::WINDOW).map_or(0, &hash);
-            self.contents.meet(key, window, |block| tell(block, offset));
+            self.contents.meet(key, window, |block| tell(block, offset))
         });
     }
 }
@@ -146,14 +146,15 @@ impl Roller for WeakSum {
     }
 
     fn roll(&self, values: &mut Sums, leaves: &Tracks<'_>, enters: &Tracks<'_>, keys: &mut [Row]) {
-        for (step, row) in keys.iter_mut().enumerate() {
-            for lane in 0..LANES {
-                let (leaves, enters) = (u16::from(leaves[lane][step]), u16::from(enters[lane][step]));
-                values.a[lane] = values.a[lane].wrapping_add(enters).wrapping_sub(leaves);
-                let leaves = leaves.wrapping_mul(BLOCK as u16);
-                values.d[lane] = values.d[lane].wrapping_add(values.a[lane]).wrapping_sub(leaves);
+        for lane in 0..LANES {
+            let (mut a, mut d) = (values.a[lane], values.d[lane]);
+            for (row, (leaves, enters)) in keys.iter_mut().zip(leaves[lane].iter().zip(enters[lane])) {
+                let (leaves, enters) = (u16::from(*leaves), u16::from(*enters));
+                a = a.wrapping_add(enters).wrapping_sub(leaves);
+                d = d.wrapping_add(a).wrapping_sub(leaves.wrapping_mul(BLOCK as u16));
+                row[lane] = key(a, d);
             }
-            *row = self.keys(values);
+            (values.a[lane], values.d[lane]) = (a, d);
         }
     }
 
