@@ -504,6 +504,7 @@ impl Begun {
             written: count(|tally| &tally.written),
             skipped: count(|tally| &tally.skipped),
             repaired: count(|tally| &tally.repaired),
+            derived: count(|tally| &tally.derived),
             ..Account::default()
         };
         self.finish(ctx, account)
@@ -541,8 +542,8 @@ pub(crate) async fn stage_repair(ctx: &Context, target: &Manifest) -> Result<Acc
     let work = async {
         if known {
             let steps = vec![Step::Copy { source: From::Active, from: 0, count: geometry.blocks() }];
-            let (base, target, objects, packs) = (Some(target.image), target.image, vec![], vec![]);
-            let plan = Plan { base, target, geometry, steps, objects, packs };
+            let (base, target) = (Some(target.image), target.image);
+            let plan = Plan { base, target, geometry, steps, objects: vec![], packs: vec![], trees: vec![] };
             job.blocking(move |job| plan::make_local(job, &plan)).await
         } else {
             by_signature(ctx, &job).await.map(|_| ())
@@ -663,14 +664,15 @@ async fn make(ctx: &Context, job: &Arc<Job>) -> Result<&'static str, JobError> {
     }
 }
 
-/// Local steps and packs at the same time: they write different blocks.
+/// Local steps and packs at the same time: they write different blocks. What derives from those comes last.
 async fn carry_out(ctx: &Context, job: &Arc<Job>, plan: Plan) -> Result<(), JobError> {
     ctx.tell(Event::Phase(Phase::Fetch));
     check_space(job, &plan)?;
     let plan = Arc::new(plan);
     let local = plan.clone();
     tokio::try_join!(job.blocking(move |job| plan::make_local(job, &local)), fetch::packs::run(job, &plan),)?;
-    Ok(())
+    job.stage.set_derived(plan.derived());
+    job.blocking(plan::derive::run).await
 }
 
 /// Plans by the signature and carries it out; `false` if next to nothing of the golden image is here, and a cold fetch is

@@ -5,6 +5,8 @@
 //!            ▲                             │ no
 //!            └──── fetch those ◀── which blocks are wrong? by the golden hashes known here, or by the signed subtrees
 //! ```
+//! Of derived blocks no hash is known. Where others were wrong, they are derived again; where none was and they are still wrong,
+//! it was the plan that was, and they are fetched like all else.
 //! This is the one gate before the swap, and it does not care how the bytes came there: a drifted base, a lying server, a
 //! broken plan, a collision and a bad disk all end here, mended or with an error.
 
@@ -16,6 +18,7 @@ use goldsync_proto::digest::{DIGEST_LEN, ImageId};
 use goldsync_proto::image::{id_of_regions, region_hash};
 use goldsync_proto::limits::BLOCK;
 use goldsync_proto::signature::{block_hash, read_subtrees};
+use goldsync_proto::verity::runs_derived;
 use tokio_util::sync::CancellationToken;
 
 use crate::fetch;
@@ -71,21 +74,45 @@ pub fn hash_regions(
     Ok((id, regions))
 }
 
-/// Fetches what is wrong: block by block where the golden hashes tell, else whole regions that the signed subtrees tell.
+/// Fetches what is wrong: block by block where the golden hashes tell, else what the signed subtrees tell.
 async fn mend(job: &Arc<Job>, regions: Vec<RegionHash>) -> Result<(), JobError> {
-    let mut wrong = job.blocking(|job| wrong_blocks(job, 0..job.geometry.regions())).await?;
-    if wrong.is_empty() {
-        let section = plan::own::subtrees(job).await?;
-        let golden = read_subtrees(job.geometry, job.target.image, &section).unwrap_or_default();
-        let differ = (0_u32..).zip(golden.iter().zip(&regions)).filter(|(_, (golden, got))| golden != got);
-        wrong = differ.flat_map(|(region, _)| job.geometry.region_blocks(region)).collect();
+    let wrong = job.blocking(|job| wrong_blocks(job, 0..job.geometry.regions())).await?;
+    if !wrong.is_empty() {
+        tracing::info!(blocks = wrong.len(), "the standby slot is not golden yet; fetching the wrong blocks");
+        fetch_wrong(job, wrong).await?;
+        return job.blocking(plan::derive::run).await;
+    }
+    let section = plan::own::subtrees(job).await?;
+    let golden = read_subtrees(job.geometry, job.target.image, &section).unwrap_or_default();
+    let differ = (0_u32..).zip(golden.iter().zip(&regions)).filter(|(_, (golden, got))| golden != got);
+    let mut wrong: Vec<u32> = differ.flat_map(|(region, _)| job.geometry.region_blocks(region)).collect();
+    let derived = take_derived(job, &wrong);
+    if derived.is_empty() {
+        tracing::info!(blocks = wrong.len(), "the standby slot is not golden yet; fetching the wrong regions");
         // What was believed of these blocks led nowhere.
         wrong.iter().for_each(|block| job.stage.learn(*block, 0));
+    } else {
+        tracing::warn!(blocks = derived.len(), "blocks that the plan derives are not golden; fetching them plainly");
+        wrong = derived;
     }
-    tracing::info!(blocks = wrong.len(), "the standby slot is not golden yet; fetching the wrong blocks");
+    fetch_wrong(job, wrong).await
+}
+
+async fn fetch_wrong(job: &Arc<Job>, wrong: Vec<u32>) -> Result<(), JobError> {
     job.stage.tally.repaired.fetch_add(wrong.len() as u64, Ordering::Relaxed);
     let runs = runs_of(wrong);
     fetch::blocks(job, job.target.image, &runs, |job, first, bytes| Ok(job.stage.put(first, bytes)?)).await
+}
+
+/// Which of `blocks`, ascending, were derived. From now on none is.
+fn take_derived(job: &Job, blocks: &[u32]) -> Vec<u32> {
+    let runs = runs_derived(&job.stage.derived());
+    let taken: Vec<u32> = runs.into_iter().flat_map(|(first, count)| first..first + count).collect();
+    let taken: Vec<u32> = taken.into_iter().filter(|block| blocks.binary_search(block).is_ok()).collect();
+    let left = job.stage.tally.derived.load(Ordering::Relaxed).saturating_sub(taken.len() as u64);
+    job.stage.set_derived(Vec::new());
+    job.stage.tally.derived.store(left, Ordering::Relaxed);
+    taken
 }
 
 /// Blocks of the standby slot whose hash is known and is another.

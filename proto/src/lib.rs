@@ -4,6 +4,7 @@
 //! image ─▶ block ─▶ signature ─▶ plan ─▶ pack
 //!              grain ─┐ ▲           ▲
 //!                     └┴── scan ───┘          wire: who may say what when
+//!                          verity ┘
 //! ```
 //! This crate knows no clock, socket or path and no async runtime. Nothing in it can block, so all of it can be
 //! tested without waiting, and fuzzed. Every decoder is total: it returns an error, it never panics, and it never
@@ -26,4 +27,5 @@ pub mod signature;
 mod testing;
 pub mod trust;
 pub mod units;
+pub mod verity;
 pub mod wire;

@@ -374,6 +374,9 @@ pub struct Account {
     pub skipped: u64,
     /// Drifted blocks found on the way and fetched.
     pub repaired: u64,
+    /// Blocks of hash trees that were made here from others. They count as written or skipped, too.
+    #[serde(default)]
+    pub derived: u64,
     /// Milliseconds from the first request to the swap.
     pub elapsed_ms: u64,
 }

@@ -118,6 +118,7 @@ pub async fn make(job: &Arc<Job>) -> Result<Own, JobError> {
         steps: steps(&search),
         objects: vec![],
         packs: vec![],
+        trees: vec![],
     };
     plan.check()?;
     Ok(Own { plan, followers, mosaic })
