@@ -323,11 +323,12 @@ fn write_seeds() {
         ("server-says.hex", "wire", FRAME_HEAD),
         ("frame.hex", "pack", 0),
         ("plan.hex", "plan", 0),
+        ("verity.hex", "verity", 0),
     ];
     for (file, target, skip) in targets {
         std::fs::create_dir_all(corpus.join(target)).unwrap();
         for (name, bytes) in read(file) {
-            std::fs::write(corpus.join(target).join(name), &bytes[skip..]).unwrap();
+            std::fs::write(corpus.join(target).join(name.replace(' ', "-")), &bytes[skip..]).unwrap();
         }
     }
 }
