@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::fetch::FetchError;
 use crate::journal::{Blocks, JournalError};
 use crate::link::{Link, LinkError};
+use crate::scratch::Words;
 use crate::slot::give_room_back;
 use crate::stage::{Stage, StageError};
 use crate::verify::RegionHash;
@@ -25,10 +26,29 @@ use crate::verify::RegionHash;
 pub struct Base {
     /// The image.
     pub image: ImageId,
-    /// Its block hashes, if this node keeps them.
-    pub blocks: Option<Blocks>,
+    /// Its block hashes, if this node has them.
+    pub blocks: Option<Hashes>,
     /// The hashes of its regions, if it was hashed to find out what it is; else empty.
     pub regions: Vec<RegionHash>,
+}
+
+/// What the blocks of a base should hash to. Told so that drift is found where it matters; the read-back proves.
+#[derive(Debug)]
+pub enum Hashes {
+    /// All of them, kept since the slot was proven.
+    Kept(Blocks),
+    /// Asked of the server, those of regions that differ; elsewhere zero: the slot is as it should be.
+    Asked(Words),
+}
+
+impl Hashes {
+    /// The hash of block `index`, if it is known.
+    pub fn get(&self, index: u32) -> Option<u64> {
+        match self {
+            Self::Kept(blocks) => blocks.get(index),
+            Self::Asked(words) => Some(words.get(index)).filter(|hash| *hash != 0),
+        }
+    }
 }
 
 /// A standby slot on its way to being golden.

@@ -18,6 +18,7 @@ use goldsync_proto::limits::{BLOCK, REGION};
 use goldsync_proto::signature::{block_hash, zero_hash};
 use goldsync_proto::verity::Derived;
 
+use crate::job::Hashes;
 use crate::journal::Blocks;
 use crate::scratch::Words;
 use crate::slot::{Advice, Kind, SlotError, Source, Standby, with_room};
@@ -168,7 +169,7 @@ impl Stage {
     }
 
     /// Copies `count` blocks from byte `from` of the active slot. `base`, if known, tells their hashes.
-    pub fn copy(&self, first: u32, from: u64, count: u32, base: Option<&Blocks>) -> Result<(), StageError> {
+    pub fn copy(&self, first: u32, from: u64, count: u32, base: Option<&Hashes>) -> Result<(), StageError> {
         let mut at = 0;
         while at < count {
             let step = (count - at).min(CHUNK_BLOCKS);
@@ -178,7 +179,7 @@ impl Stage {
         Ok(())
     }
 
-    fn copy_chunk(&self, first: u32, from: u64, count: u32, base: Option<&Blocks>) -> Result<(), StageError> {
+    fn copy_chunk(&self, first: u32, from: u64, count: u32, base: Option<&Hashes>) -> Result<(), StageError> {
         let from_block = (from / BLOCK) as u32;
         if let Some(base) = base.filter(|_| from.is_multiple_of(BLOCK)) {
             (0..count).for_each(|at| self.learn(first + at, base.get(from_block + at).unwrap_or(0)));
@@ -442,7 +443,7 @@ mod tests {
         let stage = bench.stage(4, Some("abcd"));
         // Drift under the proof: shows that the blocks were not looked at. The read-back finds it.
         std::fs::write(bench.folder.path().join("b"), blocks("abXd")).unwrap();
-        stage.copy(0, 0, 4, Some(&base)).unwrap();
+        stage.copy(0, 0, 4, Some(&Hashes::Kept(base))).unwrap();
         assert_eq!((counts(&stage), bench.standby()), ((0, 4), blocks("abXd")));
     }
 
@@ -461,7 +462,7 @@ mod tests {
     #[test]
     fn a_moved_block_is_copied_although_the_slot_held_another_there() {
         let bench = Bench::new("abcd", "abcd");
-        let base = bench.kept(SlotName::A, "abcd");
+        let base = Hashes::Kept(bench.kept(SlotName::A, "abcd"));
         let stage = bench.stage(4, Some("abcd"));
         stage.copy(0, byte_of(1), 3, Some(&base)).unwrap();
         stage.copy(3, 0, 1, Some(&base)).unwrap();

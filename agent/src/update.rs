@@ -9,6 +9,7 @@
 //! wherever, the active slot is as it was: it is written by nobody, and the swap comes after the proof. What was staged stays,
 //! and the next run goes on from it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -24,10 +25,10 @@ use tokio_util::sync::CancellationToken;
 use crate::boot::{Activation, ActivationError};
 use crate::config::Config;
 use crate::fetch;
-use crate::job::{Base, Job, JobError};
+use crate::job::{Base, Hashes, Job, JobError};
 use crate::journal::{Journal, JournalError, Proven, RunLock, SlotRecord};
 use crate::link::{Link, LinkError, Wire};
-use crate::plan;
+use crate::plan::{self, near::Stranger};
 use crate::slot::{SlotError, SlotName, Source, Standby, Wanted};
 use crate::stage::{Before, Stage, StageError};
 use crate::swap::{Swap, SwapError};
@@ -559,7 +560,7 @@ async fn base(ctx: &Context, target: &Manifest) -> Result<Option<Base>, UpdateEr
     let Some(active) = ctx.activation.active()? else { return Ok(None) };
     if let Some(proven) = ctx.proven(active)? {
         // Hashes that are damaged are only lost: the base is then believed without them, and the proof decides.
-        let blocks = ctx.journal.blocks(active, proven.image).unwrap_or(None);
+        let blocks = ctx.journal.blocks(active, proven.image).unwrap_or(None).map(Hashes::Kept);
         return Ok(Some(Base { image: proven.image, blocks, regions: Vec::new() }));
     }
     let source = Arc::new(Source::open(active, ctx.config.slots.path(active))?);
@@ -569,9 +570,37 @@ async fn base(ctx: &Context, target: &Manifest) -> Result<Option<Base>, UpdateEr
         return Ok(Some(Base { image: target.image, blocks: None, regions: Vec::new() }));
     }
     // A file is as long as its image; of a device only its record could tell.
-    let len = if source.kind() == crate::slot::Kind::File { source.len() } else { 0 };
-    let found = if len == target.size { found } else { hash_slot(ctx, &source, len).await? };
-    Ok(found.map(|(image, regions)| Base { image, blocks: None, regions }))
+    let whole = source.kind() == crate::slot::Kind::File;
+    let (hashed, found) = if whole && source.len() != target.size {
+        (source.len(), hash_slot(ctx, &source, source.len()).await?)
+    } else {
+        (target.size, found)
+    };
+    let (image, regions) = found.unzip();
+    let regions = regions.unwrap_or_default();
+    let near = nearest(ctx, target, (source, hashed, regions.clone())).await?;
+    let exactly = || image.filter(|_| whole).map(|image| Base { image, blocks: None, regions });
+    Ok(near.or_else(exactly))
+}
+
+/// The release that a slot without a record came from, if its server knows one.
+async fn nearest(
+    ctx: &Context,
+    target: &Manifest,
+    (active, hashed, regions): (Arc<Source>, u64, Vec<RegionHash>),
+) -> Result<Option<Base>, UpdateError> {
+    let (target, wanted) = (target.image, acceptable(target)?);
+    let (threads, stop, folder) = (ctx.config.limits.threads.max(1), ctx.stop.clone(), cache(ctx, wanted)?);
+    let stranger = Stranger { active, hashed, regions, target, wanted, threads, stop, folder };
+    Ok(plan::near::find(ctx.link()?.as_ref(), stranger).await?)
+}
+
+/// The folder for what one run needs beside the slots.
+fn cache(ctx: &Context, geometry: Geometry) -> Result<PathBuf, StageError> {
+    let cache = ctx.journal.state().join("cache");
+    let made = std::fs::create_dir_all(&cache);
+    made.map_err(|error| StageError::Scratch { blocks: geometry.blocks(), error })?;
+    Ok(cache)
 }
 
 fn open_job(ctx: &Context, target: &Manifest, geometry: Geometry, base: Option<Base>) -> Result<Arc<Job>, UpdateError> {
@@ -585,9 +614,7 @@ fn open_job(ctx: &Context, target: &Manifest, geometry: Geometry, base: Option<B
         limit: ctx.config.slots.size,
         active: active.as_ref(),
     })?;
-    let cache = ctx.journal.state().join("cache");
-    let made = std::fs::create_dir_all(&cache);
-    made.map_err(|error| StageError::Scratch { blocks: geometry.blocks(), error })?;
+    let cache = cache(ctx, geometry)?;
     // Durable before the first byte: from here on nobody may believe the slot.
     ctx.journal.set_staging(name, target.image, &target.release)?;
     let before = before(ctx, &record, &standby, active.as_ref(), target);

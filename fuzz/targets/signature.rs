@@ -1,11 +1,12 @@
 //! Any bytes, taken for an image, have a signature whose sections prove themselves; any bytes, taken for a section, are
-//! a section or nothing.
+//! a section or nothing, and a sketch or none.
 #![no_main]
 
 use goldsync_proto::block::Geometry;
 use goldsync_proto::digest::{Digest, ImageId};
 use goldsync_proto::limits::{BLOCK, REGION};
 use goldsync_proto::signature::{BlockHashes, Signature, block_hash, read_subtrees};
+use goldsync_proto::sketch::{self, Likeness};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
@@ -18,6 +19,15 @@ fuzz_target!(|input: &[u8]| {
     let hashes = BlockHashes::new(claimed);
     assert_eq!(hashes.len() as usize, claimed.len() / 8);
     assert_eq!(hashes.get(hashes.len()), None);
+
+    let wanted = Geometry::new((claimed.len() as u64 / 4 + 1) * BLOCK).expect("a size on the grid");
+    for wanted in [wanted, geometry] {
+        if let Some(samples) = sketch::read(wanted, claimed) {
+            assert_eq!(sketch::write(&samples), claimed);
+            let itself = Likeness::between(&samples, &samples);
+            assert_eq!(itself.equal, itself.of);
+        }
+    }
 
     // An image made of the input, repeated to more than one region at times.
     let blocks = usize::from(*size) + 1;

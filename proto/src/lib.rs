@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! image ─▶ block ─▶ signature ─▶ plan ─▶ pack
-//!              grain ─┐ ▲           ▲
+//!              grain ─┐ ▲   sketch  ▲
 //!                     └┴── scan ───┘          wire: who may say what when
 //!                          verity ┘
 //! ```
@@ -23,6 +23,7 @@ pub mod refusal;
 pub mod release;
 pub mod scan;
 pub mod signature;
+pub mod sketch;
 #[cfg(test)]
 mod testing;
 pub mod trust;

@@ -25,7 +25,7 @@ use crate::codec::CodecError;
 use crate::digest::{Digest, ImageId};
 use crate::limits::MESSAGE_MAX;
 use crate::refusal::Refusal;
-use crate::release::{ReleaseRef, Word};
+use crate::release::{ReleaseRef, Section, Word};
 
 /// The protocol's name in the TLS handshake. A breaking change takes a new one.
 pub const ALPN: &[u8] = b"goldsync/1";
@@ -132,6 +132,13 @@ pub enum Request {
         /// Bytes of the body.
         masks: u64,
     },
+    /// Which image a node's unknown one is nearest to. Body: a sketch of what the node holds, see `sketch`.
+    Nearest {
+        /// The image wanted: settles which blocks are sampled.
+        target: ImageId,
+        /// Bytes of the body.
+        sketch: u64,
+    },
 }
 
 /// What a server answers. A body, if any, follows the frame.
@@ -197,11 +204,30 @@ pub enum Answer {
         /// Grains that follow.
         grains: u64,
     },
+    /// To `Nearest`.
+    Nearest {
+        /// The image, if one is near enough for a plan from it to be of use.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        near: Option<Near>,
+    },
     /// To anything.
     Refused {
         /// Why.
         refusal: Refusal,
     },
+}
+
+/// An image that another one is near to, and the parts of its signature that tell where the two differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Near {
+    /// The image.
+    pub image: ImageId,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The hashes of its regions.
+    pub subtrees: Section,
+    /// The hashes of its blocks.
+    pub blocks: Section,
 }
 
 /// A file of signed metadata in an answer.

@@ -26,11 +26,11 @@ use goldsync_proto::pack::delta::{self, Piece};
 use goldsync_proto::pack::{Codec, PackError, read_frame, write_frame};
 use goldsync_proto::plan::{Pack, Plan, Source, Step};
 use goldsync_proto::refusal::{Reason, Refusal};
-use goldsync_proto::release::Word;
+use goldsync_proto::release::{Section, Word};
 use goldsync_proto::signature::{Signature, read_subtrees};
 use goldsync_proto::verity::{self, Derived, Salted, Tree};
 use goldsync_proto::wire::{
-    Account, Answer, FRAME_HEAD, Hello, NodeSays, Outcome, Phase, Prefer, Progress, Report, Request, ServerSays,
+    Account, Answer, FRAME_HEAD, Hello, Near, NodeSays, Outcome, Phase, Prefer, Progress, Report, Request, ServerSays,
     SlotReport, TrustFile, frame, frame_len, unframe,
 };
 use serde::Serialize;
@@ -60,6 +60,7 @@ fn requests_are_written_and_read_as_the_vectors_say() {
             ("blocks", Request::Blocks { image: E, runs: vec![(7, 3), (100, 1)] }),
             ("grain-hashes", Request::GrainHashes { image: E, seed: 7, width: 5, runs: vec![(7, 3), (100, 1)] }),
             ("grains", Request::Grains { image: E, runs: vec![(7, 3)], masks: 12 }),
+            ("nearest", Request::Nearest { target: E, sketch: 4096 }),
         ],
     );
 }
@@ -68,6 +69,8 @@ fn requests_are_written_and_read_as_the_vectors_say() {
 fn answers_are_written_and_read_as_the_vectors_say() {
     let pem = || "-----BEGIN".to_owned();
     let file = |name: &str, length| TrustFile { name: name.into(), length };
+    let section = |length| Section { name: D.0, length };
+    let near = Near { image: E, size: 8 << 20, subtrees: section(256), blocks: section(16384) };
     let enrolled = Answer::Enrolled { node: word("node17"), certificate: pem(), authority: pem(), root: "{}".into() };
     messages(
         "answers.hex",
@@ -82,6 +85,8 @@ fn answers_are_written_and_read_as_the_vectors_say() {
             ("blocks", Answer::Blocks { blocks: 4 }),
             ("grain-hashes", Answer::GrainHashes { grains: 32 }),
             ("grains", Answer::Grains { grains: 10 }),
+            ("nearest", Answer::Nearest { near: Some(near) }),
+            ("nearest-none", Answer::Nearest { near: None }),
             ("refused", Answer::Refused { refusal: Refusal::new(Reason::BadToken, "expired 2026-11-21T09:00:00Z") }),
         ],
     );

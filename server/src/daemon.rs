@@ -31,6 +31,7 @@ use crate::golden::Uploads;
 use crate::hub::Hub;
 use crate::init::{CONFIG_FILE, certificate_names, place};
 use crate::likely;
+use crate::near::Sketches;
 use crate::orders::Orders;
 use crate::packs::{Packs, PacksOptions};
 use crate::recover::{RecoverError, recover};
@@ -254,6 +255,7 @@ async fn open(config: Config) -> Result<(Arc<Hub>, ServerCertificate), DaemonErr
         uploads,
         packs,
         roster,
+        near: Sketches::default(),
         orders: Orders::new(),
         unneeded: tokio::sync::Notify::new(),
         publishing: tokio::sync::Mutex::default(),

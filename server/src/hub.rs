@@ -8,6 +8,7 @@ use crate::authority::Authority;
 use crate::catalog::{Act, Catalog, CatalogError};
 use crate::config::Config;
 use crate::golden::Uploads;
+use crate::near::Sketches;
 use crate::orders::Orders;
 use crate::packs::Packs;
 use crate::roster::Roster;
@@ -30,6 +31,8 @@ pub struct Hub {
     pub uploads: Arc<Uploads>,
     /// Plans between images.
     pub packs: Arc<Packs>,
+    /// What the images look like, in short.
+    pub near: Sketches,
     /// Who is connected.
     pub roster: Arc<Roster>,
     /// What was ordered.

@@ -19,6 +19,7 @@ pub mod golden;
 pub mod hub;
 pub mod init;
 pub mod likely;
+pub mod near;
 pub mod orders;
 pub mod packs;
 mod peer;

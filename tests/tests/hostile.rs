@@ -16,7 +16,8 @@ use goldsync_proto::limits::{MESSAGE_MAX, TRUST_FILE_MAX};
 use goldsync_proto::pack::{frame_head, write_frame};
 use goldsync_proto::plan::{Plan, Source, Step};
 use goldsync_proto::refusal::{Reason, Refusal, close};
-use goldsync_proto::wire::{Answer, Prefer, Request, TrustFile};
+use goldsync_proto::release::Section;
+use goldsync_proto::wire::{Answer, Near, Prefer, Request, TrustFile};
 use goldsync_server::config::units::Span;
 use goldsync_tests::liar::framed;
 use goldsync_tests::seed::Seed;
@@ -269,6 +270,45 @@ async fn hashes_of_other_grains() {
     let account = node.sync().await.updated();
     node.runs(&scene.new);
     assert_eq!(account.path, "signature");
+}
+
+/// Goal: lies about where an image came from cost what the truth would have saved, not the update.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_that_is_not_near() {
+    let scene = Scene::new(17).await;
+    let shown = |release: &'static str| async { scene.fleet.operator.json(["release", "show", release]).await };
+    let near = |shown: serde_json::Value| -> Near {
+        let sections = &shown["manifest"]["sections"];
+        let (image, size) = (&shown["manifest"]["image"], &shown["manifest"]["size"]);
+        let near = serde_json::json!({
+            "image": image, "size": size, "subtrees": sections["subtrees"], "blocks": sections["blocks"],
+        });
+        serde_json::from_value(near).expect("what a server says of a release")
+    };
+    let (old, new) = (near(shown("web:1").await), near(shown("web:2").await));
+    let absent = Section { name: Digest::of(b"absent"), length: 96 };
+    let lies = [
+        ("the golden image itself", new),
+        ("no whole blocks", Near { size: old.size + 1, ..old }),
+        ("larger than the slot", Near { size: 1 << 40, ..old }),
+        ("sections that nobody has", Near { subtrees: absent, blocks: absent, ..old }),
+        ("a section without end", Near { subtrees: Section { length: u64::MAX, ..old.subtrees }, ..old }),
+        ("another image's sections", Near { image: old.image, ..new }),
+        ("blocks of another image", Near { blocks: new.subtrees, ..old }),
+    ];
+    for (what, lie) in lies {
+        let (_liar, node) = scene.lied_to(move |request| match request {
+            Request::Nearest { .. } => Say::answer(&Answer::Nearest { near: Some(lie) }, &[]),
+            _ => Say::Truth,
+        });
+        node.preload(&scene.old.edited(18, 9));
+        node.node().journal.set_empty(SlotName::A).expect("slot a's record");
+        let account = node.sync().await.updated();
+        node.runs(&scene.new);
+        assert_eq!(account.path, "signature", "{what}: {account:?}");
+        std::fs::remove_file(node.slot(SlotName::B)).expect("slot b");
+        node.node().journal.set_empty(SlotName::B).expect("slot b's record");
+    }
 }
 
 /// Goal: a section that does not hash to its name is refused by that name.
@@ -608,6 +648,16 @@ async fn impossible_requests() {
     for width in [0, 3, 9, 255] {
         let error = link.ask(&hashes(width)).await.map(|(answer, _)| answer).expect_err("a width").to_string();
         assert!(error.contains("refused") && error.contains(&format!("{width} is not")), "{width}: {error}");
+    }
+    let sketch = |target, sketch| Request::Nearest { target, sketch };
+    for (what, request, body, words) in [
+        ("a sketch too short", sketch(image, 8), vec![0; 8], "no sketch for an image"),
+        ("a sketch of no samples", sketch(image, 3), vec![0; 3], "no sketch for an image"),
+        ("a sketch for an image that is not there", sketch(ImageId::of(b"none"), 4), vec![0; 4], "publish it first"),
+        ("a sketch without end", sketch(image, u64::MAX), vec![], "at most"),
+    ] {
+        let error = link.ask_with(&request, &body).await.map(|(answer, _)| answer).expect_err(what).to_string();
+        assert!(error.contains("refused") && error.contains(words), "{what}: {error}");
     }
     let two = |masks: &[u8]| (Request::Grains { image, runs: vec![(0, 2)], masks: masks.len() as u64 }, masks.to_vec());
     let endless = Request::Grains { image, runs: vec![(0, 2)], masks: u64::MAX };

@@ -96,6 +96,32 @@ async fn unknown_base_off_the_grid() {
     assert!(account.received < golden.len() / 8, "{account:?}");
 }
 
+/// An image that was written by hand and then mounted read-write is no release, and yet nearly one: it goes the way of that one.
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_base_that_was_a_release() {
+    let fleet = Fleet::start().await;
+    let old = Image::new(12, 8);
+    let new = old.nudged(120, 400);
+    for (image, release) in [(&old.shifted(121, 0, 5000), "web:0"), (&old, "web:1"), (&new, "web:2")] {
+        fleet.ship(image, release).await;
+    }
+    let (near, far) = (fleet.node("near").await, fleet.node("far").await);
+    near.preload(&old.edited(122, 20));
+    far.preload(&old.edited(123, 400));
+    let (near_account, far_account) = (near.sync().await.updated(), far.sync().await.updated());
+    near.runs(&new);
+    far.runs(&new);
+    assert_eq!((near_account.path.as_str(), far_account.path.as_str()), ("pack", "signature"));
+    // Once for each pack that needs it, and once where it was copied.
+    assert!((1..=60).contains(&near_account.repaired), "{near_account:?}");
+    assert!(near_account.received * 3 < far_account.received, "{near_account:?} beside {far_account:?}");
+    // The golden image itself is nearer than the one before it.
+    let same = fleet.node("same").await;
+    same.preload(&new.edited(124, 5));
+    assert_eq!(same.sync().await.updated().path, "signature");
+    same.runs(&new);
+}
+
 /// A machine that came with the golden image, proven by nobody, is recognised: nothing is fetched, nothing written.
 #[tokio::test(flavor = "multi_thread")]
 async fn golden_before_it_was_a_node() {

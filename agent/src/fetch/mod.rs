@@ -16,6 +16,7 @@ use goldsync_proto::wire::{Answer, Request};
 use crate::job::{Job, JobError};
 use crate::link::{Body, Link};
 
+pub mod entries;
 pub mod grains;
 pub mod packs;
 

@@ -305,7 +305,8 @@ fn drifted(job: &Job, runs: &[Run]) -> Result<Vec<u32>, JobError> {
         let mut bytes = vec![0; byte_of(count) as usize];
         job.stage.read_active(byte_of(first), &mut bytes)?;
         let pairs = (first..).zip(bytes.chunks_exact(BLOCK as usize));
-        drifted.extend(pairs.filter(|(at, block)| blocks.get(*at) != Some(block_hash(block))).map(|(at, _)| at));
+        let is_other = |(at, block): &(u32, &[u8])| blocks.get(*at).is_some_and(|hash| hash != block_hash(block));
+        drifted.extend(pairs.filter(is_other).map(|(at, _)| at));
     }
     drifted.sort_unstable();
     drifted.dedup();

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! active slot holds a release  ─▶ the server's plan for that pair   ─┐
+//!              or nearly so    ─▶ the same, and what drifted          │
 //! active slot holds anything   ─▶ our own plan from the signature   ─┼─▶ local steps ─▶ packs or blocks ─▶ proof
 //! nothing local                ─▶ the server's cold plan            ─┘
 //! ```
@@ -26,6 +27,7 @@ use crate::link::{Link, LinkError};
 
 pub mod derive;
 pub mod mosaic;
+pub mod near;
 pub mod own;
 
 /// How long a node waits for a plan that is being made before it makes its own.

@@ -14,7 +14,6 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::{StreamExt, TryStreamExt, stream};
 use goldsync_proto::block::{Run, byte_of, runs_of};
 use goldsync_proto::digest::DIGEST_LEN;
 use goldsync_proto::image::region_hash;
@@ -28,15 +27,11 @@ use goldsync_proto::signature::{BlockHashes, block_hash, read_subtrees, zero_has
 
 use super::cached;
 use super::mosaic::Mosaic;
-use crate::fetch::{self, FetchError};
+use crate::fetch::{self, FetchError, entries};
 use crate::job::{Job, JobError};
 use crate::scratch::Words;
 use crate::stage::StageError;
 use crate::verify::RegionHash;
-
-/// Entries of a section fetched at once, and the gap that is fetched over rather than asked around.
-const ENTRIES: u32 = 128 << 10;
-const ENTRY_GAP: u32 = 32;
 
 /// What is decided for one block. In a word: two bits of kind above, the source's byte offset below.
 mod decision {
@@ -102,7 +97,7 @@ pub async fn make(job: &Arc<Job>) -> Result<Own, JobError> {
     });
     let differing = on_search(job, &search, move |job, search| settle_regions(job, search, &golden)).await?;
     let wanted: Vec<Run> = differing.iter().map(|region| run(job.geometry.region_blocks(*region))).collect();
-    fetch_entries(job, job.target.sections.blocks, &search.hashes, &wanted).await?;
+    entries::fetch(&job.link, &job.stop, job.target.sections.blocks, &search.hashes, &wanted).await?;
     let missing = on_search(job, &search, move |job, search| {
         settle_in_place(job, search, &differing)?;
         settle_on_grid(job, search)
@@ -323,7 +318,7 @@ async fn roll(job: &Arc<Job>, search: &Arc<Search>, missing: Vec<u32>) -> Result
     }
     let section = job.target.sections.rolling;
     let entries = Arc::new(words(job, job.geometry.blocks(), Some(section))?);
-    fetch_entries(job, section, &entries, &runs_of(missing.iter().copied())).await?;
+    entries::fetch(&job.link, &job.stop, section, &entries, &runs_of(missing.iter().copied())).await?;
     on_search(job, search, move |job, search| {
         let left = AtomicI64::new(i64::try_from(job.scan_budget).unwrap_or(i64::MAX));
         for round in missing.chunks(ROLLING_ROUND) {
@@ -360,43 +355,6 @@ fn roll_round(
         }
         Ok(())
     })
-}
-
-/// Fetches entries of eight bytes of a section into `into`, those of `wanted` that are not known (zero) yet.
-async fn fetch_entries(job: &Arc<Job>, section: Section, into: &Arc<Words>, wanted: &[Run]) -> Result<(), JobError> {
-    let unknown = wanted.iter().flat_map(|(first, count)| *first..first + count).filter(|block| into.get(*block) == 0);
-    let requests = stream::iter(coalesce(runs_of(unknown))).map(|(first, count)| async move {
-        job.go_on()?;
-        let mut body = fetch::range(&job.link, section.name, u64::from(first) * 8, u64::from(count) * 8).await?;
-        let mut entry = [0; 8];
-        let bytes = body.bytes(u64::from(count) * 8, u64::from(ENTRIES) * 8, "a section of the signature").await?;
-        for (block, bytes) in (first..).zip(bytes.chunks_exact(8)) {
-            entry.copy_from_slice(bytes);
-            into.set(block, u64::from_le_bytes(entry));
-        }
-        Ok::<_, JobError>(())
-    });
-    requests.buffer_unordered(4).try_collect::<()>().await
-}
-
-/// Joins runs over small gaps and cuts long ones: a request costs about as much as the entries of a gap.
-fn coalesce(runs: Vec<Run>) -> Vec<Run> {
-    let mut joined: Vec<Run> = Vec::new();
-    for (mut first, mut count) in runs {
-        if let Some((last, length)) = joined.last_mut()
-            && first - (*last + *length) <= ENTRY_GAP
-            && first + count - *last <= ENTRIES
-        {
-            *length = first + count - *last;
-            continue;
-        }
-        while count > 0 {
-            let part = count.min(ENTRIES);
-            joined.push((first, part));
-            (first, count) = (first + part, count - part);
-        }
-    }
-    joined
 }
 
 fn steps(search: &Search) -> Vec<Step> {
@@ -450,16 +408,6 @@ fn join(last: Step, next: Step) -> Option<Step> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn entries_are_asked_for_in_few_and_bounded_requests() {
-        let runs = vec![(0, 10), (20, 5), (100, 1), (1000, 300_000)];
-        let joined = coalesce(runs);
-        assert_eq!(
-            joined,
-            vec![(0, 25), (100, 1), (1000, ENTRIES), (1000 + ENTRIES, ENTRIES), (1000 + 2 * ENTRIES, 37_856)]
-        );
-    }
 
     #[test]
     fn each_content_is_asked_for_once() {

@@ -12,6 +12,7 @@ use goldsync_proto::refusal::{Reason, Refusal};
 use goldsync_proto::wire::{Answer, Prefer, TrustFile};
 
 use super::{Body, Reply, Session, internal};
+use crate::near::NearError;
 use crate::packs::{PlanError, PlanState};
 use crate::store::{Blocks, StoreError};
 use crate::trust::{Fault, TrustError};
@@ -84,6 +85,15 @@ impl Session {
         let masks = read_masks(masks, bound).map_err(|error| Refusal::new(Reason::BadRequest, error.to_string()))?;
         let grains = self.hub.store.grains(image, runs, masks).await.map_err(store)?;
         Ok(Reply { answer: Answer::Grains { grains: grains.count }, body: pieces(grains) })
+    }
+
+    pub(super) async fn nearest(&self, target: ImageId, sketch: &[u8]) -> Result<Reply, Refusal> {
+        let near = self.hub.near.nearest(&self.hub, target, sketch).await.map_err(|error| match error {
+            NearError::Sketch { .. } => Refusal::new(Reason::BadRequest, error.to_string()),
+            NearError::Store(error) => store(error),
+            NearError::Catalog(error) => internal("looking for the nearest image", error),
+        })?;
+        Ok(Answer::Nearest { near }.into())
     }
 }
 

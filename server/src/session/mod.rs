@@ -4,7 +4,7 @@
 //! UDP ─▶ handshake ─▶ [identify]  no certificate, unknown, revoked ─▶ Refused, closed
 //!                        │
 //!                        ├─ ALPN goldsync-enrol/1 ─▶ Enrol, nothing else
-//!                        └─ ALPN goldsync/1 ───────▶ one task a stream: Renew · Control · Trust · Object · Plan · Blocks · Grains
+//!                        └─ ALPN goldsync/1 ───────▶ one task a stream: Renew · Control · Trust · Object · Plan · Blocks · Grains · Nearest
 //! ```
 //! One task owns a connection, and one task each of its streams; they end with the connection. The transport grants a
 //! node a few streams and small windows towards us, so that what it can make the server hold is bounded before any of
@@ -29,6 +29,7 @@ use bytes::Bytes;
 use futures::stream::{BoxStream, StreamExt};
 use goldsync_proto::grain::MASKS_WIRE_MAX;
 use goldsync_proto::refusal::{Reason, Refusal, close};
+use goldsync_proto::sketch::SKETCH_MAX;
 use goldsync_proto::wire::{ALPN_ENROL, Answer, Request, unframe};
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use tokio::sync::Semaphore;
@@ -273,8 +274,8 @@ impl Session {
             drop(under_way);
             return self.control(hello, send, recv).await;
         }
-        let answer = match self.masks(&request, &mut recv).await {
-            Ok(masks) => self.answer(request, &masks).await,
+        let answer = match self.body(&request, &mut recv).await {
+            Ok(body) => self.answer(request, &body).await,
             Err(error) => match error.refusal() {
                 Some(refusal) => Err(refusal),
                 None => return,
@@ -291,14 +292,18 @@ impl Session {
         Ok(unframe(&json)?)
     }
 
-    /// The body of the one request that has one.
-    async fn masks(&self, request: &Request, recv: &mut RecvStream) -> Result<Vec<u8>, StreamError> {
-        let Request::Grains { masks, .. } = request else { return Ok(Vec::new()) };
-        frame::read_body(recv, *masks, MASKS_WIRE_MAX, self.patience()).await
+    /// The body of a request that has one.
+    async fn body(&self, request: &Request, recv: &mut RecvStream) -> Result<Vec<u8>, StreamError> {
+        let (length, max) = match request {
+            Request::Grains { masks, .. } => (*masks, MASKS_WIRE_MAX),
+            Request::Nearest { sketch, .. } => (*sketch, SKETCH_MAX as usize),
+            _ => return Ok(Vec::new()),
+        };
+        frame::read_body(recv, length, max, self.patience()).await
     }
 
     /// Who may ask what is decided here and nowhere else.
-    async fn answer(&self, request: Request, masks: &[u8]) -> Result<Reply, Refusal> {
+    async fn answer(&self, request: Request, body: &[u8]) -> Result<Reply, Refusal> {
         let (node, request) = match (&self.peer, request) {
             (Peer::Stranger, Request::Enrol { token, csr, name, labels }) => {
                 return self.enrol(&token, &csr, &name, &labels).await;
@@ -320,7 +325,8 @@ impl Session {
             Request::Plan { base, target, prefer } => self.plan(base, target, prefer).await,
             Request::Blocks { image, runs } => self.blocks(image, runs).await,
             Request::GrainHashes { image, seed, width, runs } => self.grain_hashes(image, seed, width, runs).await,
-            Request::Grains { image, runs, .. } => self.grains(image, runs, masks).await,
+            Request::Grains { image, runs, .. } => self.grains(image, runs, body).await,
+            Request::Nearest { target, .. } => self.nearest(target, body).await,
             _ => Err(Refusal::new(Reason::BadRequest, "this server does not know that request")),
         }
     }
