@@ -19,6 +19,7 @@ use goldsync_proto::digest::ImageId;
 use goldsync_proto::limits::{BLOCK, TRUST_BYTES_MAX, TRUST_FILE_MAX, TRUST_FILES_MAX};
 use goldsync_proto::plan::{Plan, Source as From, Step};
 use goldsync_proto::release::{Manifest, ManifestError, ReleaseRef};
+use goldsync_proto::verity::Derived;
 use goldsync_proto::wire::{Account, Answer, Outcome, Phase, Progress, Request};
 use tokio_util::sync::CancellationToken;
 
@@ -698,7 +699,11 @@ async fn carry_out(ctx: &Context, job: &Arc<Job>, plan: Plan) -> Result<(), JobE
     let plan = Arc::new(plan);
     let local = plan.clone();
     tokio::try_join!(job.blocking(move |job| plan::make_local(job, &local)), fetch::packs::run(job, &plan),)?;
-    job.stage.set_derived(plan.derived());
+    derive(job, plan.derived()).await
+}
+
+async fn derive(job: &Arc<Job>, derived: Vec<Derived>) -> Result<(), JobError> {
+    job.stage.set_derived(derived);
     job.blocking(plan::derive::run).await
 }
 
@@ -714,6 +719,7 @@ async fn by_signature(ctx: &Context, job: &Arc<Job>) -> Result<bool, JobError> {
     ctx.tell(Event::Phase(Phase::Fetch));
     check_space(job, &own.plan)?;
     let plan::own::Own { plan, followers, mosaic } = own;
+    let derived = plan.derived();
     // In this order: what the standby slot holds is a source until it is moved.
     job.blocking(move |job| plan::make_local(job, &plan)).await?;
     let put = with_followers(followers);
@@ -722,6 +728,7 @@ async fn by_signature(ctx: &Context, job: &Arc<Job>) -> Result<bool, JobError> {
         tracing::info!(blocks = broken.len(), "put together wrongly by a hash that was too short; fetching them whole");
     }
     fetch::blocks(job, job.target.image, &runs_of(broken), put).await?;
+    derive(job, derived).await?;
     Ok(true)
 }
 

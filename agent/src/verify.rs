@@ -5,8 +5,8 @@
 //!            ▲                             │ no
 //!            └──── fetch those ◀── which blocks are wrong? by the golden hashes known here, or by the signed subtrees
 //! ```
-//! Of derived blocks no hash is known. Where others were wrong, they are derived again; where none was and they are still wrong,
-//! it was the plan that was, and they are fetched like all else.
+//! What was derived from wrong blocks is derived again. Where it is wrong by itself, it was the plan that was, and it is fetched
+//! like all else.
 //! This is the one gate before the swap, and it does not care how the bytes came there: a drifted base, a lying server, a
 //! broken plan, a collision and a bad disk all end here, mended or with an error.
 
@@ -79,6 +79,10 @@ async fn mend(job: &Arc<Job>, regions: Vec<RegionHash>) -> Result<(), JobError> 
     let wrong = job.blocking(|job| wrong_blocks(job, 0..job.geometry.regions())).await?;
     if !wrong.is_empty() {
         tracing::info!(blocks = wrong.len(), "the standby slot is not golden yet; fetching the wrong blocks");
+        // A derived block of which a hash is known is fetched, and with it all that may be wrong by it: nothing is left to derive.
+        if !derived_of(job, &wrong).is_empty() {
+            forget_derived(job, &wrong);
+        }
         fetch_wrong(job, wrong).await?;
         return job.blocking(plan::derive::run).await;
     }
@@ -86,7 +90,8 @@ async fn mend(job: &Arc<Job>, regions: Vec<RegionHash>) -> Result<(), JobError> 
     let golden = read_subtrees(job.geometry, job.target.image, &section).unwrap_or_default();
     let differ = (0_u32..).zip(golden.iter().zip(&regions)).filter(|(_, (golden, got))| golden != got);
     let mut wrong: Vec<u32> = differ.flat_map(|(region, _)| job.geometry.region_blocks(region)).collect();
-    let derived = take_derived(job, &wrong);
+    let derived = derived_of(job, &wrong);
+    forget_derived(job, &wrong);
     if derived.is_empty() {
         tracing::info!(blocks = wrong.len(), "the standby slot is not golden yet; fetching the wrong regions");
         // What was believed of these blocks led nowhere.
@@ -104,15 +109,18 @@ async fn fetch_wrong(job: &Arc<Job>, wrong: Vec<u32>) -> Result<(), JobError> {
     fetch::blocks(job, job.target.image, &runs, |job, first, bytes| Ok(job.stage.put(first, bytes)?)).await
 }
 
-/// Which of `blocks`, ascending, were derived. From now on none is.
-fn take_derived(job: &Job, blocks: &[u32]) -> Vec<u32> {
-    let runs = runs_derived(&job.stage.derived());
-    let taken: Vec<u32> = runs.into_iter().flat_map(|(first, count)| first..first + count).collect();
-    let taken: Vec<u32> = taken.into_iter().filter(|block| blocks.binary_search(block).is_ok()).collect();
-    let left = job.stage.tally.derived.load(Ordering::Relaxed).saturating_sub(taken.len() as u64);
+/// Which of `blocks`, ascending, derive.
+fn derived_of(job: &Job, blocks: &[u32]) -> Vec<u32> {
+    let derived = runs_derived(&job.stage.derived()).into_iter().flat_map(|(first, count)| first..first + count);
+    derived.filter(|block| blocks.binary_search(block).is_ok()).collect()
+}
+
+/// Derives nothing any more: `blocks` are about to be fetched.
+fn forget_derived(job: &Job, blocks: &[u32]) {
+    let (count, taken) = (&job.stage.tally.derived, derived_of(job, blocks).len() as u64);
+    let left = count.load(Ordering::Relaxed).saturating_sub(taken);
     job.stage.set_derived(Vec::new());
-    job.stage.tally.derived.store(left, Ordering::Relaxed);
-    taken
+    count.store(left, Ordering::Relaxed);
 }
 
 /// Blocks of the standby slot whose hash is known and is another.

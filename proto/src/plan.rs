@@ -28,7 +28,7 @@ use crate::limits::{
     PLAN_TREES_MAX, PLAN_WIRE_MAX, PREFIX_MAX, PREFIX_RUNS_MAX,
 };
 use crate::pack::Codec;
-use crate::verity::{Derived, Tree, overlap};
+use crate::verity::{Derived, Tree, TreeError, apart};
 
 /// Something local that may hold wanted bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -196,13 +196,8 @@ pub enum PlanError {
         max: usize,
     },
     /// A hash tree is impossible.
-    #[error("hash tree {tree} of the plan: {why}")]
-    Tree {
-        /// Its index.
-        tree: usize,
-        /// What is wrong.
-        why: &'static str,
-    },
+    #[error("the plan's {0}")]
+    Tree(#[from] TreeError),
     /// A pack's numbers are impossible.
     #[error("pack {pack} of the plan: {why}")]
     Pack {
@@ -229,7 +224,7 @@ impl Plan {
         for (index, pack) in self.packs.iter().enumerate() {
             self.check_pack(pack).map_err(|why| PlanError::Pack { pack: index, why })?;
         }
-        let trees = self.check_trees()?;
+        let trees = apart(&self.trees, self.geometry)?;
         let mut made = 0_u64;
         for (index, step) in self.steps.iter().enumerate() {
             if step.count() == 0 {
@@ -249,21 +244,6 @@ impl Plan {
         fits("steps", self.steps.len(), PLAN_STEPS_MAX)?;
         fits("hash trees", self.trees.len(), PLAN_TREES_MAX)?;
         fits("prefix runs", self.packs.iter().map(|pack| pack.prefix.len()).sum(), PLAN_RUNS_MAX)
-    }
-
-    /// Holds the trees against the target and each other; answers where they lie.
-    fn check_trees(&self) -> Result<Vec<Range<u32>>, PlanError> {
-        let mut taken: Vec<Range<u32>> = Vec::with_capacity(2 * self.trees.len());
-        for (index, tree) in self.trees.iter().enumerate() {
-            let wrong = |why| PlanError::Tree { tree: index, why };
-            tree.check(self.geometry).map_err(wrong)?;
-            let own = [tree.range(), tree.data()];
-            if own.iter().any(|own| taken.iter().any(|taken| overlap(own, taken))) {
-                return Err(wrong("it lies over another, or its data does"));
-            }
-            taken.extend(own);
-        }
-        Ok(taken.into_iter().step_by(2).collect())
     }
 
     fn check_step(&self, step: Step, made: u64, trees: &[Range<u32>]) -> Result<(), &'static str> {
@@ -646,7 +626,7 @@ mod tests {
         refuse(|plan| plan.trees.clear(), outside(1));
         refuse(|plan| plan.steps[2] = Step::Derive { count: 3 }, outside(2));
         refuse(|plan| (plan.trees[0].at, plan.trees[0].data) = (202, 20), outside(1));
-        let wrong = |tree, why| PlanError::Tree { tree, why };
+        let wrong = |tree, why| PlanError::Tree(TreeError { tree, why });
         refuse(|plan| plan.trees[1].blocks = 1, wrong(1, "it hashes less than two blocks"));
         refuse(|plan| plan.trees[0].data = 200, wrong(0, "it lies outside the image, or its data does"));
         refuse(|plan| plan.trees[0].data = 100, wrong(0, "it hashes itself"));

@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::block::{Geometry, Run};
 use crate::codec::{CodecError, Reader, Writer};
-use crate::limits::{BLOCK, IMAGE_MAX, SALT_MAX};
+use crate::limits::{BLOCK, IMAGE_MAX, PLAN_TREES_MAX, SALT_MAX};
 
 mod find;
 mod salt;
@@ -184,8 +184,36 @@ pub fn runs_derived(all: &[Derived]) -> Vec<Run> {
     runs
 }
 
+/// Why some trees cannot all be an image's, or cannot all be derived.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("hash tree {tree}: {why}")]
+pub struct TreeError {
+    /// Its index.
+    pub tree: usize,
+    /// What is wrong.
+    pub why: &'static str,
+}
+
+/// Holds trees against an image and each other: neither they nor what they hash lie over each other. Answers where they lie.
+pub fn apart(trees: &[Tree], geometry: Geometry) -> Result<Vec<Range<u32>>, TreeError> {
+    let mut taken: Vec<Range<u32>> = Vec::with_capacity(2 * trees.len());
+    for (index, tree) in trees.iter().enumerate() {
+        let wrong = |why| TreeError { tree: index, why };
+        if index >= PLAN_TREES_MAX {
+            return Err(wrong("there are too many"));
+        }
+        tree.check(geometry).map_err(wrong)?;
+        let own = [tree.range(), tree.data()];
+        if own.iter().any(|own| taken.iter().any(|taken| overlap(own, taken))) {
+            return Err(wrong("it lies over another, or its data does"));
+        }
+        taken.extend(own);
+    }
+    Ok(taken.into_iter().step_by(2).collect())
+}
+
 /// Whether two runs of blocks have one in common.
-pub(crate) fn overlap(a: &Range<u32>, b: &Range<u32>) -> bool {
+fn overlap(a: &Range<u32>, b: &Range<u32>) -> bool {
     a.start < b.end && b.start < a.end
 }
 

@@ -26,6 +26,7 @@ use crate::digest::{Digest, ImageId};
 use crate::limits::MESSAGE_MAX;
 use crate::refusal::Refusal;
 use crate::release::{ReleaseRef, Section, Word};
+use crate::verity::Tree;
 
 /// The protocol's name in the TLS handshake. A breaking change takes a new one.
 pub const ALPN: &[u8] = b"goldsync/1";
@@ -139,6 +140,11 @@ pub enum Request {
         /// Bytes of the body.
         sketch: u64,
     },
+    /// The hash trees of an image: what a node that plans by the signature need not ask for.
+    Trees {
+        /// The image.
+        image: ImageId,
+    },
 }
 
 /// What a server answers. A body, if any, follows the frame.
@@ -209,6 +215,11 @@ pub enum Answer {
         /// The image, if one is near enough for a plan from it to be of use.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         near: Option<Near>,
+    },
+    /// To `Trees`.
+    Trees {
+        /// They, as far as the server knows.
+        trees: Vec<Tree>,
     },
     /// To anything.
     Refused {

@@ -61,6 +61,7 @@ fn requests_are_written_and_read_as_the_vectors_say() {
             ("grain-hashes", Request::GrainHashes { image: E, seed: 7, width: 5, runs: vec![(7, 3), (100, 1)] }),
             ("grains", Request::Grains { image: E, runs: vec![(7, 3)], masks: 12 }),
             ("nearest", Request::Nearest { target: E, sketch: 4096 }),
+            ("trees", Request::Trees { image: E }),
         ],
     );
 }
@@ -71,6 +72,7 @@ fn answers_are_written_and_read_as_the_vectors_say() {
     let file = |name: &str, length| TrustFile { name: name.into(), length };
     let section = |length| Section { name: D.0, length };
     let near = Near { image: E, size: 8 << 20, subtrees: section(256), blocks: section(16384) };
+    let tree = Tree { data: 0, blocks: 130, at: 131, salted: Salted::Before, salt: vec![0xc0, 0xff, 0xee] };
     let enrolled = Answer::Enrolled { node: word("node17"), certificate: pem(), authority: pem(), root: "{}".into() };
     messages(
         "answers.hex",
@@ -87,6 +89,7 @@ fn answers_are_written_and_read_as_the_vectors_say() {
             ("grains", Answer::Grains { grains: 10 }),
             ("nearest", Answer::Nearest { near: Some(near) }),
             ("nearest-none", Answer::Nearest { near: None }),
+            ("trees", Answer::Trees { trees: vec![tree] }),
             ("refused", Answer::Refused { refusal: Refusal::new(Reason::BadToken, "expired 2026-11-21T09:00:00Z") }),
         ],
     );

@@ -13,6 +13,7 @@ use goldsync_agent::slot::SlotName;
 use goldsync_proto::block::Geometry;
 use goldsync_proto::digest::{Digest, ImageId};
 use goldsync_proto::plan::{Plan, Source, Step};
+use goldsync_proto::refusal::{Reason, Refusal};
 use goldsync_proto::verity::{Salted, Tree};
 use goldsync_proto::wire::{Account, Answer, Request};
 use goldsync_tests::disk::skip;
@@ -144,6 +145,71 @@ async fn a_plan_that_lies_about_a_tree() {
     // Of nine blocks of hashes none was right, and in a second round the superblock's region.
     assert_eq!((account.path.as_str(), account.derived), ("pack", 0), "{account:?}");
     assert!(account.repaired >= 9 && account.repaired <= 9 + 256, "{account:?}");
+}
+
+/// A node whose image nobody knows asks which trees there are.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_base_derives_too() {
+    let fleet = Fleet::start().await;
+    let data = Image::noise(6, 16);
+    let new = data.hashed(b"two");
+    fleet.ship(&new, "web:1").await;
+    let node = fleet.node("n1").await;
+    node.preload(&data.edited(66, 10).hashed(b"one"));
+    let account = node.sync().await.updated();
+    node.runs(&new);
+    assert_eq!((account.path.as_str(), account.derived, account.repaired), ("signature", 33, 0), "{account:?}");
+    // The entries of the regions that differ: 8 bytes a block; and those of the eleven blocks that came again, finer.
+    assert!(account.received < 11 * (BLOCK as u64 + 40) + new.len() / 512 + AROUND, "{account:?}");
+}
+
+/// Lies about trees cost an unknown base no more than the trees' blocks.
+#[tokio::test(flavor = "multi_thread")]
+async fn trees_that_are_none() {
+    let fleet = Fleet::start().await;
+    let data = Image::noise(7, 4);
+    let (old, new) = (data.edited(77, 5).hashed(b"one"), data.hashed(b"two"));
+    fleet.ship(&new, "web:1").await;
+    let blocks = (data.len() / BLOCK as u64) as u32;
+    let salted = Salted::Before;
+    let tree = |data, blocks, at, salt: &[u8]| Tree { data, blocks, at, salted, salt: salt.to_vec() };
+    let good = tree(0, blocks, blocks + 1, b"two");
+    for (number, (what, trees, derived)) in [
+        ("another salt", vec![tree(0, blocks, blocks + 1, b"no")], 0),
+        ("other data", vec![tree(1, blocks - 1, blocks + 1, b"two")], 0),
+        ("data that is not there", vec![tree(5, u32::MAX, blocks + 1, b"two")], 0),
+        ("the same twice", vec![good.clone(), good.clone()], 0),
+        ("too many", vec![good.clone(); 65], 0),
+        ("none", vec![], 0),
+        ("the truth", vec![good.clone()], 9),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let node = fleet.node(&format!("n{number}")).await;
+        node.preload(&old);
+        let liar = Liar::between(&node, &fleet, move |request| match request {
+            Request::Trees { .. } => Say::answer(&Answer::Trees { trees: trees.clone() }, &[]),
+            _ => Say::Truth,
+        });
+        let account = node.by(liar.address()).sync().await.updated();
+        node.runs(&new);
+        assert_eq!((account.path.as_str(), account.derived), ("signature", derived), "{what}: {account:?}");
+        assert!(account.repaired <= 9, "{what}: {account:?}");
+    }
+    // A server of before there was such a request.
+    let node = fleet.node("old").await;
+    node.preload(&old);
+    let liar = Liar::between(&node, &fleet, |request| match request {
+        Request::Trees { .. } => {
+            let refusal = Refusal::new(Reason::BadRequest, "a message could not be read");
+            Say::answer(&Answer::Refused { refusal }, &[])
+        }
+        _ => Say::Truth,
+    });
+    let account = node.by(liar.address()).sync().await.updated();
+    node.runs(&new);
+    assert_eq!((account.path.as_str(), account.derived, account.repaired), ("signature", 0, 0), "{account:?}");
 }
 
 /// Runs a tool; `None`, if it is not there.

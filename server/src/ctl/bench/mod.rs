@@ -157,7 +157,7 @@ fn forecast(args: &cli::Bench) -> Outcome<Forecast> {
     };
     let unknown = {
         let _shown = Waiting::begin(manner, "searching OLD for NEW's bytes, as a node of an unknown base does");
-        ways::unknown::go(&old.bytes, &old.signature, &new.bytes, &new.signature)
+        ways::unknown::go(&old.bytes, &old.signature, &new.bytes, &new.signature, &new.derived)
     };
     let cold = ways::cold(&new.image, new.engine(), manner)?;
     let costs = {
