@@ -7,3 +7,8 @@
 
 pub mod compare;
 pub mod stage;
+
+/// Threads of an agent that is not told how many.
+pub fn agent_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(4)
+}

@@ -64,11 +64,12 @@ impl Bench {
 
     /// The table.
     pub fn print(&self) {
-        println!("{:<42} {:>9} {:>8} {:>8} {:>8}", "stage", "GB/s", "spread", "/ copy", "/ blake3");
+        println!("{:<50} {:>9} {:>8} {:>8} {:>8} {:>8}", "stage", "GB/s", "spread", "/ copy", "/ blake3", "/ b3 all");
         for Line { name, rate, spread, note } in &self.lines {
             let ratio = |at: usize| self.rulers.get(at).map_or(0.0, |ruler| rate / ruler);
             let spread = 100.0 * spread;
-            println!("{name:<42} {rate:>9.3} {spread:>6.0} % {:>8.3} {:>8.3}  {note}", ratio(0), ratio(1));
+            let ratios = [0, 1, 2].map(|at| format!("{:>8.3}", ratio(at))).join(" ");
+            println!("{name:<50} {rate:>9.3} {spread:>6.0} % {ratios}  {note}");
         }
     }
 }

@@ -3,21 +3,31 @@
 //! Two servers: one that knows both images, and one that knows the new one only, for which a node on the old image runs
 //! something unknown. Before every run the node is put back as it was: state folder, link and slots. The server makes its plans
 //! after publishing, in the background; that is measured by itself, and every row finds a server that has them and is idle.
+//!
+//! Beside the rows: what a server spends on a node among many and how often a node waits ([`watch`]), what `goldsync bench` foretold
+//! ([`forecast`]), and what copying and hashing the image takes ([`floor`]).
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
-use goldsync_proto::wire::Outcome;
-use goldsync_tests::{Node, Programs, Server};
-use serde::{Deserialize, Serialize};
+use anyhow::{Context, Result};
+use goldsync_tests::Node;
+use serde::Serialize;
 
+use super::floor::{self, Floor};
 use super::loopback;
-use super::pairs::Pair;
-use super::process::{self, Cost, Memory, Meter};
+use super::pairs::{Pair, REPAIR};
+use super::process::{self, Cost, Memory};
 use super::row::{Knows, Row, Run, Tool};
+
+pub mod forecast;
+mod stage;
+mod watch;
+
+pub use forecast::Forecast;
+use stage::{Before, Stage, place};
+pub use watch::Served;
 
 const CHANNEL: &str = "production";
 
@@ -29,21 +39,34 @@ pub const KNOWN: &str = "known base, standby empty";
 /// The same, of a node that would rather spare bytes than time.
 pub const FRUGAL: &str = "known base, the node prefers bytes";
 /// The row of a node that did an update before: the usual one.
-const STEADY: &str = "known base, standby holds the release before";
+pub const STEADY: &str = "known base, standby holds the release before";
 /// The same, with [`DRIFTED_BLOCKS`] overwritten.
 pub const DRIFTED: &str = "known base, 200 blocks drifted";
 /// A node that has the old image, of which the server knows nothing.
 pub const UNKNOWN: &str = "unknown base, standby empty";
+/// A node that has no record of what it has, which is a release that the server knows, with [`DRIFTED_BLOCKS`] overwritten.
+const NEAR: &str = "unknown base near a known release";
 /// A node that has nothing.
 pub const COLD: &str = "cold";
+/// A node that runs the new release.
+pub const NO_OP: &str = "nothing to do";
 
 /// What a pair came to.
-#[derive(Debug)]
+#[derive(Debug, Default, Serialize)]
 pub struct Measured {
     /// A row a situation.
+    #[serde(skip)]
     pub rows: Vec<Row>,
     /// Publishing the images.
     pub publishes: Vec<Publish>,
+    /// What the old image's way to the new one costs, by `goldsync bench`.
+    pub forecast: Option<Forecast>,
+    /// Copying and hashing the new image: the ruler for a known base.
+    pub floor: Option<Floor>,
+    /// Many nodes with a known base, and as many bytes without goldsync.
+    pub served: Option<Served>,
+    /// How many times a node that is up to date waits for an answer, after it is connected.
+    pub round_trips: Option<f64>,
 }
 
 /// What it took to publish an image.
@@ -79,167 +102,10 @@ pub struct Idle {
     pub seconds: u64,
 }
 
-/// A new image on the server, and its golden id.
-struct Stage<'a> {
-    server: Server,
-    scratch: &'a Path,
-    programs: Programs,
-}
-
-impl<'a> Stage<'a> {
-    fn new(scratch: &'a Path) -> Result<Self> {
-        let programs = Programs::this()?;
-        Ok(Self { server: Server::start_in(&programs, scratch)?, scratch, programs })
-    }
-
-    /// Publishes `image` as `release`, a name and a version, and points the nodes' channel at it.
-    fn publish(&self, what: &str, image: &Path, release: (&str, &str)) -> Result<Publish> {
-        let (name, version) = release;
-        let mut command = self.programs.command("goldsync");
-        command.arg("--operator").arg(self.server.operator()).arg("publish").arg(image);
-        command.args(["--name", name, "--version", version, "--quiet", "--json"]);
-        let meter = Meter::start(self.server.pid()?);
-        let finished = process::run(command, self.scratch)?;
-        let server = meter.stop();
-        let published: serde_json::Value = serde_json::from_str(&finished.stdout)?;
-        let number = |key: &str| published[key].as_u64().with_context(|| format!("no {key} in {published}"));
-        self.server.promote(&format!("{name}:{version}"), CHANNEL)?;
-        let (sent, stored) = (number("bytes_sent")?, number("stored")?);
-        Ok(Publish { what: what.to_owned(), sent, stored, client: finished.cost, server, plans: None })
-    }
-
-    /// Waits until the server has made all its plans for a release and is idle: what it does in the background is nobody's update.
-    fn prepared(&self, release: &str) -> Result<Cost> {
-        let meter = Meter::start(self.server.pid()?);
-        loop {
-            let shown = self.server.goldsync(["release", "show", release, "--json"])?.ok()?.json()?;
-            let bases = shown["bases"].as_array().context("the likely bases")?;
-            if bases.iter().all(|base| base["thorough"].is_u64() && base["under_way"] == false) {
-                return Ok(meter.stop());
-            }
-            std::thread::sleep(std::time::Duration::from_millis(200));
-        }
-    }
-
-    fn node(&self, name: &str) -> Result<Node> {
-        let node = Node::prepare(&self.programs, self.scratch, name, CHANNEL)?;
-        node.enrol(&self.server)?;
-        Ok(node)
-    }
-
-    /// A verb of the agent, measured; the node must run `golden` afterwards.
-    fn run(&self, node: &Node, verb: &str, golden: &str) -> Result<Run> {
-        let mut command: Command = self.programs.command("goldsync-agent");
-        command.arg("--config").arg(node.config()).args([verb, "--json"]);
-        let (before, meter) = (loopback::crossed(), Meter::start(self.server.pid()?));
-        let finished = process::run(command, self.scratch)?;
-        let server = meter.stop();
-        let interface = loopback::since(before);
-        ensure!(node.runs()?.as_deref() == Some(golden), "{} does not run the golden image after {verb}", node.name());
-        let said: Said = serde_json::from_str(&finished.stdout).with_context(|| finished.stdout.clone())?;
-        let mut run = Run {
-            received: said.wire.received,
-            sent: said.wire.sent,
-            interface,
-            client: finished.cost,
-            server,
-            ..Run::default()
-        };
-        match said.outcome {
-            Outcome::Updated { account } => {
-                run.written = Some(account.written);
-                run.skipped = Some(account.skipped);
-                run.repaired = Some(account.repaired);
-                run.path = Some(account.path);
-            }
-            Outcome::UpToDate => run.written = Some(0),
-            other => anyhow::bail!("{verb} ended in {other:?}"),
-        }
-        Ok(run)
-    }
-}
-
-/// What `sync --json` and `repair --json` print.
-#[derive(Debug, Deserialize)]
-struct Said {
-    #[serde(flatten)]
-    outcome: Outcome,
-    /// Everything that the connection moved, to its end.
-    wire: Wire,
-}
-
-#[derive(Debug, Deserialize)]
-struct Wire {
-    received: u64,
-    sent: u64,
-}
-
-/// A node as it was, to put it back.
-struct Before {
-    node: PathBuf,
-    kept: PathBuf,
-    active: Option<PathBuf>,
-}
-
-impl Before {
-    fn of(node: &Node) -> Result<Self> {
-        let kept = node.folder().with_extension("kept");
-        copy_folder(&node.folder().join("state"), &kept)?;
-        let active = fs::read_link(node.folder().join("current")).ok();
-        Ok(Self { node: node.folder().to_owned(), kept, active })
-    }
-
-    /// State and link as they were; slots that were not active are empty, or hold `standby`.
-    fn restore(&self, standby: Option<&Path>) -> Result<()> {
-        let (state, link) = (self.node.join("state"), self.node.join("current"));
-        fs::remove_dir_all(&state)?;
-        copy_folder(&self.kept, &state)?;
-        let _ = fs::remove_file(&link);
-        if let Some(active) = &self.active {
-            symlink(active, &link)?;
-        }
-        for name in ["a.img", "b.img"] {
-            let slot = self.node.join(name);
-            if self.active.as_ref().and_then(|active| active.file_name()) == slot.file_name() {
-                continue;
-            }
-            let _ = fs::remove_file(&slot);
-            if let Some(image) = standby {
-                place(image, &slot)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A copy that is on the disk, so that no run pays for its making.
-fn place(image: &Path, slot: &Path) -> Result<()> {
-    fs::copy(image, slot).with_context(|| format!("copy {} to {}", image.display(), slot.display()))?;
-    Ok(File::open(slot)?.sync_all()?)
-}
-
-fn copy_folder(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to)?;
-    fs::set_permissions(to, fs::metadata(from)?.permissions())?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            copy_folder(&entry.path(), &target)?
-        } else if kind.is_symlink() {
-            let _ = fs::remove_file(&target);
-            std::os::unix::fs::symlink(fs::read_link(entry.path())?, &target)?
-        } else {
-            fs::copy(entry.path(), target).map(drop)?
-        }
-    }
-    Ok(())
-}
-
 /// Every situation of the pair.
 pub fn measure(pair: &Pair, scratch: &Path, repeat: usize) -> Result<Measured> {
     let folder = scratch.join("fleet");
+    fs::create_dir_all(&folder)?;
     let measured = if pair.drifted { from_drift(pair, &folder, repeat) } else { from_release(pair, &folder, repeat) };
     fs::remove_dir_all(&folder)?;
     measured
@@ -256,6 +122,8 @@ fn repeated(what: &str, knows: Knows, repeat: usize, run: impl FnMut() -> Result
 fn from_release(pair: &Pair, folder: &Path, repeat: usize) -> Result<Measured> {
     let (mut rows, mut publishes) = (Vec::new(), Vec::new());
     let golden = super::golden(&pair.new)?;
+    let forecast = Some(forecast::of(pair, folder)?);
+    let floor = floor::measure(&pair.new, folder, repeat, &golden)?;
     let knows = folder.join("knows");
     fs::create_dir_all(&knows)?;
     let stage = Stage::new(&knows)?;
@@ -265,7 +133,7 @@ fn from_release(pair: &Pair, folder: &Path, repeat: usize) -> Result<Measured> {
         node.agent(["sync"])?.ok()?;
     }
     let (before_first, before_drift) = (Before::of(&first)?, Before::of(&drifts)?);
-    drift(&drifts, fs::metadata(&pair.old)?.len() / 4096)?;
+    drift(&drifts.slot(drifts.active()?.context("an active slot")?.as_str()))?;
     let (earlier, before_both) = steady(&stage, &both, pair, &knows)?;
     let publish = stage.publish("the new image", &pair.new, ("image", "2"))?;
     publishes.push(Publish { plans: Some(stage.prepared("image:2")?), ..publish });
@@ -274,6 +142,7 @@ fn from_release(pair: &Pair, folder: &Path, repeat: usize) -> Result<Measured> {
         before_first.restore(None)?;
         stage.run(&first, "sync", &golden)
     })?);
+    let served = Some(watch::served(&stage, &first, &before_first, &golden)?);
     let config = fs::read_to_string(first.config())?;
     fs::write(first.config(), format!("{config}\n[limits]\nprefer = \"bytes\"\n"))?;
     rows.push(repeated(FRUGAL, Knows::Base, repeat, || {
@@ -289,12 +158,14 @@ fn from_release(pair: &Pair, folder: &Path, repeat: usize) -> Result<Measured> {
         stage.run(&drifts, "sync", &golden)
     })?);
     rows.push(no_op(&stage, &drifts, &golden, repeat)?);
+    let round_trips = Some(watch::round_trips(&stage, &drifts, &golden, repeat)?);
     drop((first, both, drifts));
+    rows.push(without_record(&stage, NEAR, pair, &golden, repeat, |node| drift(&node.slot("a")))?);
     rows.push(cold(&stage, &golden, repeat)?);
     drop(stage);
     fs::remove_dir_all(&knows)?;
     rows.push(unknown(pair, &folder.join("unknown"), &golden, repeat)?);
-    Ok(Measured { rows, publishes })
+    Ok(Measured { rows, publishes, forecast, floor, served, round_trips })
 }
 
 fn from_drift(pair: &Pair, folder: &Path, repeat: usize) -> Result<Measured> {
@@ -304,7 +175,7 @@ fn from_drift(pair: &Pair, folder: &Path, repeat: usize) -> Result<Measured> {
     let stage = Stage::new(&knows)?;
     let publishes = vec![stage.publish("the new image, to an empty server", &pair.new, ("image", "1"))?];
     let golden = super::golden(&pair.new)?;
-    if pair.name == "drift" {
+    if pair.name == REPAIR {
         // The node believes that it runs the golden image, as it did before somebody changed it.
         let node = stage.node("drifts")?;
         node.agent(["sync"])?.ok()?;
@@ -317,11 +188,11 @@ fn from_drift(pair: &Pair, folder: &Path, repeat: usize) -> Result<Measured> {
         rows.push(no_op(&stage, &node, &golden, repeat)?);
     }
     rows.push(cold(&stage, &golden, repeat)?);
-    Ok(Measured { rows, publishes })
+    Ok(Measured { rows, publishes, ..Measured::default() })
 }
 
 fn no_op(stage: &Stage<'_>, node: &Node, golden: &str, repeat: usize) -> Result<Row> {
-    repeated("nothing to do", Knows::Base, repeat, || stage.run(node, "sync", golden))
+    repeated(NO_OP, Knows::Base, repeat, || stage.run(node, "sync", golden))
 }
 
 /// A node with nothing. The first run makes the plan and does not count.
@@ -340,17 +211,30 @@ fn unknown(pair: &Pair, folder: &Path, golden: &str, repeat: usize) -> Result<Ro
     fs::create_dir_all(folder)?;
     let stage = Stage::new(folder)?;
     stage.publish("the new image", &pair.new, ("image", "2"))?;
-    let node = stage.node("unknown")?;
-    place(&pair.old, &node.slot("a"))?;
-    symlink(node.slot("a"), node.folder().join("current"))?;
-    let before = Before::of(&node)?;
-    let row = repeated(UNKNOWN, Knows::Nothing, repeat, || {
-        before.restore(None)?;
-        stage.run(&node, "sync", golden)
-    })?;
+    let row = without_record(&stage, UNKNOWN, pair, golden, repeat, |_| Ok(()))?;
     drop(stage);
     fs::remove_dir_all(folder)?;
     Ok(row)
+}
+
+/// A node whose active slot holds the old image, or what `change` makes of it, and that has no record of it.
+fn without_record(
+    stage: &Stage<'_>,
+    what: &str,
+    pair: &Pair,
+    golden: &str,
+    repeat: usize,
+    change: impl FnOnce(&Node) -> Result<()>,
+) -> Result<Row> {
+    let node = stage.node("unknown")?;
+    place(&pair.old, &node.slot("a"))?;
+    change(&node)?;
+    symlink(node.slot("a"), node.folder().join("current"))?;
+    let before = Before::of(&node)?;
+    repeated(what, Knows::Nothing, repeat, || {
+        before.restore(None)?;
+        stage.run(&node, "sync", golden)
+    })
 }
 
 /// A node that did an update before: the old image runs, and the standby slot holds the release before it, which is made up here,
@@ -364,14 +248,16 @@ fn steady(stage: &Stage<'_>, node: &Node, pair: &Pair, folder: &Path) -> Result<
     node.agent(["sync"])?.ok()?;
     stage.server.promote("image:1", CHANNEL)?;
     node.agent(["sync"])?.ok()?;
+    stage.idle()?;
     Ok((earlier, Before::of(node)?))
 }
 
-/// Overwrites blocks of the active slot, spread evenly.
-fn drift(node: &Node, blocks: u64) -> Result<()> {
+/// Overwrites blocks of a slot, spread evenly.
+fn drift(slot: &Path) -> Result<()> {
+    let blocks = fs::metadata(slot)?.len() / 4096;
     let count = DRIFTED_BLOCKS.min(blocks / 4).max(1);
     let at: Vec<u64> = (0..count).map(|index| (index * blocks + blocks / 3) / count % blocks).collect();
-    flip(&node.slot(node.active()?.context("an active slot")?.as_str()), &at)
+    flip(slot, &at)
 }
 
 /// Turns every bit of these blocks; twice is not at all.

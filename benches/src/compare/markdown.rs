@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::fleet;
+use super::aims;
+use super::fleet::{self, forecast};
 use super::report::{PairReport, Report};
 use super::row::{Row, Tool};
 
@@ -30,7 +31,7 @@ impl PairReport {
             };
             writeln!(
                 out,
-                "| {}{path}{mark} | {} | {:.3} % | {} | {:.2} s | {:.2} s | {:.2} s | {} | {} | {} | {} | {written} |",
+                "| {}{path}{mark} | {} | {:.3} % | {} | {:.2} s | {:.2} s | {:.3} s | {} | {} | {} | {} | {written} |",
                 titled(row),
                 kib(run.wire()),
                 100.0 * run.wire() as f64 / self.size as f64,
@@ -50,7 +51,7 @@ impl PairReport {
     /// What does not fit into the table.
     fn beneath(&self, out: &mut String) -> std::fmt::Result {
         writeln!(out)?;
-        for publish in &self.publishes {
+        for publish in &self.beside.publishes {
             writeln!(
                 out,
                 "- publishing {}: {} sent, {} stored, {:.2} s; CPU {:.2} s tool, {:.2} s server; server's anonymous memory {}",
@@ -71,6 +72,27 @@ impl PairReport {
                 )?;
             }
         }
+        self.forecast(out)?;
+        if let Some(floor) = &self.beside.floor {
+            writeln!(
+                out,
+                "- `cp` of the new image {:.2} s, `b3sum` of the copy on {} threads {:.2} s ({})",
+                floor.copy.wall, floor.threads, floor.hash.wall, floor.version
+            )?;
+        }
+        if let Some(served) = &self.beside.served {
+            writeln!(
+                out,
+                "- {} nodes, one after the other, from the plan that was made: {:.2} ms of the server's CPU each, {} received; quinn \
+                 alone, as many bytes and connections: {:.2} ms, {} received; a node with nothing to do: {:.2} ms of the server's",
+                served.updates,
+                1000.0 * served.cpu,
+                kib(served.received),
+                1000.0 * served.plain.cpu,
+                kib(served.plain.received),
+                1000.0 * self.ours(fleet::NO_OP).map_or(0.0, |row| row.median.server.cpu)
+            )?;
+        }
         if let Some((worst, row)) = self.count_differs() {
             writeln!(
                 out,
@@ -80,6 +102,29 @@ impl PairReport {
             )?;
         }
         self.skipped.iter().try_for_each(|skipped| writeln!(out, "- left out: {skipped}"))
+    }
+
+    /// What `goldsync bench` says, beside what came.
+    fn forecast(&self, out: &mut String) -> std::fmt::Result {
+        let Some(forecast) = &self.beside.forecast else { return Ok(()) };
+        let ways = [
+            (forecast::QUICK, fleet::KNOWN),
+            (forecast::THOROUGH, fleet::FRUGAL),
+            (forecast::UNKNOWN, fleet::UNKNOWN),
+            (forecast::COLD, fleet::COLD),
+        ];
+        let beside = ways.into_iter().filter_map(|(way, row)| {
+            let (foretold, came) = (forecast.way(way)?.wire_estimated, self.ours(row)?.median.wire());
+            Some(format!("{way} {} ({:+.1} %)", kib(foretold), 100.0 * (foretold as f64 / came as f64 - 1.0)))
+        });
+        let beside: Vec<String> = beside.collect();
+        writeln!(
+            out,
+            "- `goldsync bench` foretold, against what came: {}; {:.2} s of CPU, {} anonymous",
+            beside.join(", "),
+            forecast.cost.cpu,
+            mib(forecast.cost.anonymous)
+        )
     }
 
     /// Where the interface's count of datagrams differs most from the agent's, and by what part.
@@ -116,7 +161,7 @@ impl Report {
             if at.optimised { "" } else { "; NOT OPTIMISED: seconds mean nothing" },
         )?;
         self.tools(out)?;
-        self.against_the_best(out)?;
+        self.aims(out)?;
         self.pairs.iter().try_for_each(|pair| pair.markdown(out))?;
         self.rest(out)
     }
@@ -131,24 +176,22 @@ impl Report {
         Ok(())
     }
 
-    /// The two ratios by which goldsync is judged.
-    fn against_the_best(&self, out: &mut String) -> std::fmt::Result {
-        let all: Vec<_> = self.pairs.iter().map(|pair| (pair.name.as_str(), pair.against_the_best())).collect();
-        if all.iter().all(|(_, ratios)| ratios.iter().all(Option::is_none)) {
+    /// What goldsync is meant to be, pair by pair.
+    fn aims(&self, out: &mut String) -> std::fmt::Result {
+        let aims = aims::of(&self.pairs);
+        if aims.iter().all(|aim| aim.pairs.iter().all(|pair| pair.value.is_none())) {
             return Ok(());
         }
-        let cell = |ratio: Option<f64>| ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default();
-        writeln!(
-            out,
-            "\n| bytes on the wire, as a part of the best peer's that ran | known base ÷ better of `xdelta3 -9` and `zstd -19 \
-             --long=31 --patch-from` | the same, the node prefers bytes | unknown base ÷ better of rsync and zsync \
-             |\n|---|--:|--:|--:|"
-        )?;
-        for (name, ratios) in &all {
-            writeln!(out, "| {name} | {} |", ratios.map(cell).join(" | "))?;
+        let names: String = self.pairs.iter().map(|pair| format!(" {} |", pair.name)).collect();
+        let rule = "--:|".repeat(self.pairs.len() + 2);
+        writeln!(out, "\n## Aims\n\n| what | aim |{names} geometric mean | |\n|---|---|{rule}---|")?;
+        for aim in &aims {
+            let cell =
+                |value: Option<f64>| value.map(|value| format!(" {value:.*} |", aim.digits)).unwrap_or(" |".into());
+            let cells: String = aim.pairs.iter().map(|pair| cell(pair.value)).collect();
+            writeln!(out, "| {} | {} |{cells}{} {} |", aim.what, aim.bound(), cell(aim.geometric_mean), aim.verdict())?;
         }
-        let mean = |pick: usize| geometric_mean(&all.iter().filter_map(|(_, ratios)| ratios[pick]).collect::<Vec<_>>());
-        writeln!(out, "| geometric mean | {} |", [0, 1, 2].map(|pick| cell(mean(pick))).join(" | "))
+        writeln!(out, "\n{}", aims::ELSEWHERE)
     }
 
     fn rest(&self, out: &mut String) -> std::fmt::Result {
@@ -201,11 +244,6 @@ fn kib(bytes: u64) -> String {
     format!("{:.1} KiB", bytes as f64 / 1024.0)
 }
 
-fn geometric_mean(values: &[f64]) -> Option<f64> {
-    let sum: f64 = values.iter().map(|value| value.ln()).sum();
-    (!values.is_empty()).then(|| (sum / values.len() as f64).exp())
-}
-
 /// Our rows are situations, which say by themselves not whose they are.
 fn titled(row: &Row) -> String {
     if row.tool == Tool::Goldsync { format!("**goldsync**, {}", row.what) } else { row.what.clone() }
@@ -230,11 +268,5 @@ mod tests {
         assert!(lines[0].contains("| 4.00 |") && lines[0].contains("goldsync**, cold"), "{text}");
         assert!(lines[1].contains("4 KiB, zstd, in place (fewest bytes)"), "{text}");
         assert!(text.contains("left out: nothing"));
-    }
-
-    #[test]
-    fn the_mean_of_ratios_is_the_geometric_one() {
-        assert_eq!(geometric_mean(&[]), None);
-        assert!((geometric_mean(&[0.5, 2.0]).unwrap() - 1.0).abs() < 1e-9);
     }
 }

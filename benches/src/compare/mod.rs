@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! pairs ─▶ fleet (goldsync in every situation) ─┐
-//!       ─▶ peers (rsync, zsync, casync, ...)   ─┴─▶ rows ─▶ report: Markdown, JSON; plot: SVG
-//! stream: one raw QUIC stream, the ruler for a cold fetch
+//!       ─▶ peers (rsync, zsync, casync, ...)   ─┼─▶ rows ─▶ aims ─▶ report: Markdown, JSON; plot: SVG
+//! rulers: floor (cp and b3sum), stream (quinn) ─┘
 //! ```
 //! Every program is a process of its own; [`process`] counts seconds and memory, [`loopback`] packets, the same way for all. A
 //! result that is not the golden image, byte for byte, is an error, not a row.
@@ -16,8 +16,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 
+mod aims;
 mod environment;
 mod fleet;
+mod floor;
 mod loopback;
 mod markdown;
 mod pairs;
@@ -127,9 +129,10 @@ fn one(pair: &pairs::Pair, options: &Options, report: &mut Report, scratch: &Pat
     for installed in &report.environment.tools {
         let (tool, Some(version)) = (installed.tool, &installed.version) else { continue };
         let rows = if tool == Tool::Goldsync {
-            let measured = fleet::measure(pair, scratch, options.repeat.into())?;
-            into.publishes = measured.publishes;
-            measured.rows
+            let mut measured = fleet::measure(pair, scratch, options.repeat.into())?;
+            let rows = std::mem::take(&mut measured.rows);
+            into.beside = measured;
+            rows
         } else if pair.drifted && tool.knows() == Knows::Base {
             into.skipped.push(format!("{}: no publisher has what a drifted node holds", tool.name()));
             continue;
@@ -154,7 +157,7 @@ fn write(options: &Options, report: &Report) -> Result<()> {
             into(&folder.join(format!("{}.svg", pair.name.replace('/', "-"))), pair.plot().svg())?;
         }
     }
-    options.json.as_ref().map_or(Ok(()), |path| into(path, serde_json::to_string_pretty(report)? + "\n"))
+    options.json.as_ref().map_or(Ok(()), |path| into(path, report.json()?))
 }
 
 /// What `b3sum` prints of a file; found without goldsync.

@@ -20,13 +20,19 @@ pub struct Pair {
     pub drifted: bool,
 }
 
+/// The pair whose node believes that it runs the golden image already.
+pub const REPAIR: &str = "repair";
+
+/// What `scripts/make-images` lists too.
 const KNOWN: &[(&str, &str, &str)] = &[
-    ("inplace", "old.ext4", "new-inplace.ext4"),
-    ("hotfix", "old.ext4", "new-hotfix.ext4"),
     ("rebuilt", "old.ext4", "new.ext4"),
+    ("upgraded", "old.ext4", "new-inplace.ext4"),
+    ("hotfix", "old.ext4", "new-hotfix.ext4"),
+    ("squashfs", "old.squashfs", "new.squashfs"),
     ("erofs", "old.erofs", "new.erofs"),
-    ("sqzstd", "old.sqzstd", "new.sqzstd"),
-    ("drift", "node-drift.ext4", "old.ext4"),
+    ("erofs-lz4", "old.erofs-lz4", "new.erofs-lz4"),
+    ("drifted", "node-drift.ext4", "new.ext4"),
+    (REPAIR, "node-drift.ext4", "old.ext4"),
 ];
 
 /// The pairs of `folder`, in its order, that `wanted` names; all, if it names none.

@@ -1,7 +1,8 @@
 //! What a process costs, told by the kernel: seconds on the wall and on processors, and memory at its fullest.
 //!
 //! A client is started here and waited for with `wait4`, so that its CPU time is exact and includes children that it
-//! waited for. A server is only looked at: its `/proc/PID/stat` before and after, in ticks of the clock. Memory is sampled
+//! waited for. A server is only looked at: its processor clock before and after, in nanoseconds; of children that it waited
+//! for, which have no clock any more, ticks of 10 ms (`/proc/PID/stat`). Memory is sampled
 //! every few milliseconds, over the process and its children, because `/proc` is gone when the process is: a peak that
 //! lasts less is missed, and the resident peak (`VmHWM`) is the kernel's own as of the last sample.
 
@@ -250,14 +251,26 @@ impl Meter {
 
 /// Seconds of processor that a process, its present children and those that it waited for have used.
 pub fn cpu(pid: u32) -> f64 {
-    family(pid).into_iter().map(ticks).sum::<u64>() as f64 / ticks_per_second()
+    family(pid).into_iter().map(|pid| own_cpu(pid) + children_ticks(pid) as f64 / ticks_per_second()).sum()
 }
 
-fn ticks(pid: u32) -> u64 {
+/// A process's own, all threads that it ever had together; 0 if it is gone.
+#[allow(unsafe_code, reason = "the standard library has no clock of another process")]
+fn own_cpu(pid: u32) -> f64 {
+    let (mut clock, mut time) = (0, libc::timespec { tv_sec: 0, tv_nsec: 0 });
+    // SAFETY: both pointers are to live locals of the right type.
+    let told = unsafe {
+        libc::clock_getcpuclockid(pid as libc::pid_t, &mut clock) == 0 && libc::clock_gettime(clock, &mut time) == 0
+    };
+    if told { time.tv_sec as f64 + time.tv_nsec as f64 / 1e9 } else { 0.0 }
+}
+
+/// User and system time of children that were waited for.
+fn children_ticks(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The name, in parentheses, may hold anything; the fields follow the last one. utime, stime, cutime, cstime.
     let fields = text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
-    fields.skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum()
+    fields.skip(13).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
 }
 
 #[allow(unsafe_code, reason = "the standard library does not tell the clock's ticks")]
@@ -305,5 +318,21 @@ mod tests {
         assert!(memory.anonymous > 0 && memory.resident >= memory.anonymous && memory.resident_peak >= memory.resident);
         assert_eq!(super::memory(u32::MAX), None);
         assert!(family(std::process::id()).contains(&std::process::id()));
+    }
+
+    #[test]
+    fn another_process_s_seconds_are_told_finely_while_it_runs() {
+        let mut command = Command::new("sh");
+        let busy = Server(command.args(["-c", "while :; do :; done"]).spawn().unwrap());
+        let (mut last, mut steps) = (cpu(busy.0.id()), 0);
+        while steps < 3 {
+            let now = cpu(busy.0.id());
+            assert!(now >= last);
+            // Less than a tick: it is the clock that counts.
+            steps += usize::from(now > last && now - last < 0.01);
+            last = now;
+        }
+        // No kernel has a process of that number.
+        assert_eq!(own_cpu(1 << 22), 0.0);
     }
 }

@@ -6,13 +6,17 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 
+use super::aims::{self, Aim};
 use super::environment::Environment;
-use super::fleet::{self, Idle, Publish};
+use super::fleet::{self, Idle, Measured};
 use super::pairs::Pair;
 use super::peers;
 use super::plot::{Plot, Point};
 use super::row::{Row, Tool};
 use super::stream::Stream;
+
+/// Patches for a pair, made as small as their tools can.
+const PATCHES: [&str; 2] = ["xdelta3 -9", "zstd --patch-from -19 --long=31"];
 
 /// Everything.
 #[derive(Debug, Serialize)]
@@ -40,13 +44,30 @@ pub struct PairReport {
     pub size: u64,
     /// Every tool in every situation.
     pub rows: Vec<Row>,
-    /// What publishing took.
-    pub publishes: Vec<Publish>,
+    /// What goldsync's processes took beside the rows.
+    pub beside: Measured,
     /// What could not be measured.
     pub skipped: Vec<String>,
 }
 
+/// The least of some rows' bytes, and the names of those that are missing.
+fn fewest<const N: usize>(rows: [(&'static str, Option<&Row>); N]) -> (Option<u64>, Vec<&'static str>) {
+    let bytes = rows.iter().filter_map(|(_, row)| Some(row.as_ref()?.median.wire())).filter(|bytes| *bytes > 0).min();
+    (bytes, rows.iter().filter(|(_, row)| row.is_none()).map(|(name, _)| *name).collect())
+}
+
 impl Report {
+    /// The JSON.
+    pub fn json(&self) -> Result<String> {
+        #[derive(Serialize)]
+        struct Whole<'a> {
+            #[serde(flatten)]
+            report: &'a Report,
+            aims: Vec<Aim>,
+        }
+        Ok(serde_json::to_string_pretty(&Whole { report: self, aims: aims::of(&self.pairs) })? + "\n")
+    }
+
     /// With nothing measured yet.
     pub fn new(environment: Environment) -> Self {
         Self { environment, pairs: Vec::new(), idle: None, stream: None }
@@ -63,7 +84,7 @@ impl PairReport {
             new: name(&pair.new),
             size: fs::metadata(&pair.new)?.len(),
             rows: Vec::new(),
-            publishes: Vec::new(),
+            beside: Measured::default(),
             skipped: Vec::new(),
         })
     }
@@ -111,17 +132,15 @@ impl PairReport {
         shown
     }
 
-    /// Our bytes on the wire as parts of the best peers': with a known base against patches for that pair, whichever the node
-    /// prefers, and with an unknown one against rsync and zsync.
-    pub fn against_the_best(&self) -> [Option<f64>; 3] {
-        let fewest = |rows: &mut dyn Iterator<Item = &Row>| rows.map(|row| row.median.wire()).min();
-        let hardest = |row: &&Row| ["xdelta3 -9", "zstd --patch-from -19 --long=31"].contains(&row.what.as_str());
-        let patches = fewest(&mut self.rows.iter().filter(hardest));
-        let searches = fewest(&mut self.of(Tool::Rsync).chain(self.of(Tool::Zsync)));
-        let part =
-            |ours: Option<&Row>, best: Option<u64>| Some(ours?.median.wire() as f64 / best.filter(|b| *b > 0)? as f64);
-        let known = [fleet::KNOWN, fleet::FRUGAL].map(|row| part(self.ours(row), patches));
-        [known[0], known[1], part(self.ours(fleet::UNKNOWN), searches)]
+    /// The fewest bytes of the best patches for this very pair, and which of them are not there to be compared.
+    pub fn patches(&self) -> (Option<u64>, Vec<&'static str>) {
+        let patch = |what: &'static str| (what, self.rows.iter().find(|row| row.what == what));
+        fewest(PATCHES.map(patch))
+    }
+
+    /// The fewest bytes of tools that need not know the node's image, and which of those are not there to be compared.
+    pub fn searches(&self) -> (Option<u64>, Vec<&'static str>) {
+        fewest([Tool::Rsync, Tool::Zsync].map(|tool| (tool.name(), self.best(tool))))
     }
 
     /// Bytes on the wire against seconds of processor: our situations, and each tool's setting with the fewest bytes.
@@ -169,7 +188,7 @@ pub mod testing {
             new: "new".into(),
             size: 1 << 20,
             rows: rows.iter().map(row).collect(),
-            publishes: vec![],
+            beside: Measured::default(),
             skipped: vec!["nothing".into()],
         }
     }
@@ -210,7 +229,8 @@ mod tests {
             (Tool::Xdelta3, "xdelta3 -1", 10, 0.5),
             (Tool::Xdelta3, "xdelta3 -9", 1000, 0.5),
         ]);
-        assert_eq!(pair.against_the_best(), [Some(0.6), None, Some(0.9)]);
+        assert_eq!(pair.patches(), (Some(1000), vec!["zstd --patch-from -19 --long=31"]));
+        assert_eq!(pair.searches(), (Some(1000), vec!["rsync"]));
         assert_eq!(pair.plot().points.len(), 4);
     }
 }

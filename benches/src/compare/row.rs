@@ -99,6 +99,8 @@ pub struct Run {
     pub received: u64,
     /// Bytes that the client sent.
     pub sent: u64,
+    /// Of both, what the handshake took.
+    pub handshake: Option<u64>,
     /// What crossed the interface.
     pub interface: Option<Crossed>,
     /// The client, here the agent.
@@ -171,6 +173,7 @@ impl Row {
         let median = Run {
             received: whole(&|run| run.received),
             sent: whole(&|run| run.sent),
+            handshake: optional(&|run| run.handshake),
             interface,
             client: cost(&|run| run.client),
             server: cost(&|run| run.server),

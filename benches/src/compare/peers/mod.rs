@@ -82,6 +82,11 @@ pub fn version(tool: Tool) -> Option<String> {
         Tool::Xdelta3 => ("xdelta3", "-V"),
         Tool::ZstdPatch | Tool::Zstd => ("zstd", "--version"),
     };
+    program_version(program, argument)
+}
+
+/// What a program says of its version, or `None` if it is not installed.
+pub fn program_version(program: &str, argument: &str) -> Option<String> {
     // Some print it to standard error, and some call that a failure: what counts is that they are there.
     let output = Command::new(program).arg(argument).output().ok()?;
     let text = [output.stdout, output.stderr].concat();

@@ -1,7 +1,7 @@
 //! `goldsync bench OLD NEW`: what an update from one image to the other will cost, and why; no server needed.
 //!
 //! ```text
-//! OLD, NEW ─▶ hash ─┬─▶ known:   the server's own plan and packs, carried out as a node does ─┐
+//! OLD, NEW ─▶ hash ─┬─▶ known:   the server's own plans and packs, carried out as a node does ┐
 //!                   ├─▶ unknown: the node's own search, by the same scans                    ─┼─▶ ways ─┐
 //!                   └─▶ cold:    the whole image, in the store's frames                      ─┘         ├─▶ text, JSON
 //!                                known's bytes, block by block ─▶ costs ─▶ files (ext4), uses, causes ──┘
@@ -24,7 +24,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use goldsync_proto::digest::ImageId;
-use goldsync_proto::make;
+use goldsync_proto::make::{self, Effort};
 use goldsync_proto::signature::{BlockHashes, Signature};
 use goldsync_proto::verity::{self, Derived};
 use memmap2::Mmap;
@@ -153,8 +153,13 @@ fn forecast(args: &cli::Bench) -> Outcome<Forecast> {
     let new = Subject::open(&args.new, manner, "hash NEW", &mut notes)?;
     let known = {
         let _shown = Waiting::begin(manner, "making the plan and the packs from OLD to NEW");
-        ways::known(old.engine(), new.engine())?
+        ways::known(old.engine(), new.engine(), Effort::QUICK)?
     };
+    let thorough = (!args.no_thorough).then(|| {
+        let _shown = Waiting::begin(manner, "making them again, thoroughly");
+        ways::known(old.engine(), new.engine(), Effort::THOROUGH)
+    });
+    let thorough = thorough.transpose()?;
     let unknown = {
         let _shown = Waiting::begin(manner, "searching OLD for NEW's bytes, as a node of an unknown base does");
         ways::unknown::go(&old.bytes, &old.signature, &new.bytes, &new.signature, &new.derived)
@@ -184,7 +189,7 @@ fn forecast(args: &cli::Bench) -> Outcome<Forecast> {
         files: files.into_iter().take(args.top).collect(),
         regions: uses::regions(&costs, args.top),
         profile: uses::profile(&costs),
-        ways: ways::all(&known, &unknown, &cold, args.rate),
+        ways: ways::all(&known, thorough.as_ref(), &unknown, &cold, args.rate),
         old: old.described(),
         new: new.described(),
         blocks,

@@ -9,7 +9,8 @@ use crate::golden::testing::noise;
 
 fn forecast_of(old: &Path, new: &Path) -> Outcome<Forecast> {
     let json = cli::Json { json: false };
-    forecast(&cli::Bench { old: old.into(), new: new.into(), rate: 100.0, top: 5, quiet: true, json })
+    let (old, new) = (old.into(), new.into());
+    forecast(&cli::Bench { old, new, rate: 100.0, no_thorough: false, top: 5, quiet: true, json })
 }
 
 fn images(old: &[u8], new: &[u8]) -> (tempfile::TempDir, Outcome<Forecast>) {
@@ -32,8 +33,8 @@ fn moved_new_zero_and_same_blocks_are_told_apart_and_paid_for() {
     let blocks = &forecast.blocks;
     assert_eq!((blocks.all, blocks.in_place, blocks.moved, blocks.zero, blocks.sent), (400, 100, 200, 90, 10));
     assert_eq!((blocks.moved_runs, blocks.moved_backwards), (1, 0));
-    let payload = |name: &str| forecast.ways.iter().find(|way| way.name.starts_with(name)).unwrap().payload;
-    for name in ["known base", "unknown base"] {
+    let payload = |name: &str| way(&forecast, name).payload;
+    for name in ["known base, quick", "known base, thorough", "unknown base"] {
         assert!((10 * 4096..10 * 4096 + 6000).contains(&payload(name)), "{name}: {} bytes", payload(name));
     }
     assert!((310 * 4096..330 * 4096).contains(&payload("nothing there")), "{} bytes", payload("nothing there"));
@@ -45,6 +46,32 @@ fn moved_new_zero_and_same_blocks_are_told_apart_and_paid_for() {
         assert!(text.contains(words), "{text}");
     }
     serde_json::to_string(&forecast).unwrap();
+}
+
+fn way<'a>(forecast: &'a Forecast, name: &str) -> &'a Way {
+    forecast.ways.iter().find(|way| way.name.starts_with(name)).unwrap()
+}
+
+/// Changes by one byte in every 64: zstd has to tell all that lies between, a near copy only where it differs.
+#[test]
+fn a_thorough_plan_stands_beside_the_quick_one_unless_it_is_left_out() {
+    let old = noise(64, 1);
+    let mut new = old.clone();
+    new.iter_mut().step_by(16).for_each(|byte| *byte = byte.wrapping_add(1));
+    let (folder, forecast) = images(&old, &new);
+    let forecast = forecast.unwrap();
+    let (quick, thorough) = (way(&forecast, "known base, quick"), way(&forecast, "known base, thorough"));
+    assert!(thorough.payload * 2 < quick.payload, "{} and {} bytes", thorough.payload, quick.payload);
+    for way in [quick, thorough] {
+        assert!(way.server_cpu.is_some_and(|cpu| cpu > 0.0) && way.node.is_some(), "{way:?}");
+    }
+    assert!(text::of(&forecast, Some(120)).contains("known base, thorough pack"));
+
+    let (old, new) = (folder.path().join("old"), folder.path().join("new"));
+    let json = cli::Json { json: false };
+    let quickly = cli::Bench { old, new, rate: 100.0, no_thorough: true, top: 5, quiet: true, json };
+    let names: Vec<&str> = super::forecast(&quickly).unwrap().ways.iter().map(|way| way.name).collect();
+    assert_eq!(names, ["known base, quick pack", "unknown base", "nothing there", "nothing to do"]);
 }
 
 #[test]
@@ -66,7 +93,7 @@ fn blocks_that_were_shifted_by_a_few_bytes_are_found_off_the_grid() {
     let forecast = forecast.unwrap();
     assert!(forecast.blocks.off_grid > 590, "{:?}", forecast.blocks);
     assert!(forecast.causes.iter().any(|cause| cause.name == "off_grid"));
-    let unknown = &forecast.ways[1];
+    let unknown = way(&forecast, "unknown base");
     assert!(unknown.payload < 600 * 20 + 3 * 4096, "{} bytes", unknown.payload);
 }
 

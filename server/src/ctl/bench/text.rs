@@ -33,7 +33,8 @@ fn write(out: &mut String, forecast: &Forecast, width: Option<usize>) -> std::fm
     writeln!(
         out,
         "\nWire is what the engine made, and 3 % and 4 KiB for the transport (estimated); transfer is the wire at {} Mbit/s\n\
-         (estimated). Seconds are this machine's, with no disk in them; the server's are spent once for all nodes.\n\n\
+         (estimated). Seconds are this machine's, with no disk in them; the server's are spent once for all nodes, those of a\n\
+thorough pack on one core and in the background.\n\n\
          Of NEW's {} blocks {} stay where they are, {} are copied from elsewhere in OLD, {} are zeros and\n{} travel.",
         forecast.rate_mbit, blocks.all, blocks.in_place, blocks.moved, blocks.zero, blocks.sent
     )?;

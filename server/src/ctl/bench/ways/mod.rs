@@ -11,6 +11,7 @@ use goldsync_proto::make::{self, Effort};
 use goldsync_proto::plan::{Plan, PlanError, Step};
 use goldsync_proto::signature::zero_hash;
 use goldsync_proto::verity::runs_derived;
+use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use self::unknown::Unknown;
@@ -40,6 +41,8 @@ pub struct Way {
     pub share: f64,
     /// Seconds of the server's work for it, on this machine's cores, once for all nodes; of what was measured.
     pub server_once: Option<f64>,
+    /// Seconds of processor that those are, over all cores; of plans.
+    pub server_cpu: Option<f64>,
     /// Seconds of a node's work, on this machine's cores, without writing to a disk; of what was measured.
     pub node: Option<f64>,
     /// Seconds that the wire takes at the rate that was asked for.
@@ -56,13 +59,14 @@ pub struct Known {
     /// The plan's own bytes on the wire.
     pub plan_bytes: u64,
     made: Duration,
+    made_cpu: Duration,
     applied: Duration,
 }
 
 /// Makes the plan and its packs as the server does, and carries it out, as the server's proof and every node does.
-pub fn known(old: make::Image<'_>, new: make::Image<'_>) -> Outcome<Known> {
-    let (began, mut packs) = (Instant::now(), Vec::new());
-    let plan = make::pair::<PlanError>(old, new, Effort::QUICK, |wire| {
+pub fn known(old: make::Image<'_>, new: make::Image<'_>, effort: Effort) -> Outcome<Known> {
+    let (began, began_cpu, mut packs) = (Instant::now(), processor(), Vec::new());
+    let plan = make::pair::<PlanError>(old, new, effort, |wire| {
         packs.extend_from_slice(wire);
         Ok(())
     });
@@ -70,13 +74,18 @@ pub fn known(old: make::Image<'_>, new: make::Image<'_>) -> Outcome<Known> {
         |error: PlanError| Failure::new(Code::Failed, format!("there can be no plan from OLD to NEW: {error}"));
     let plan = plan.map_err(failed)?;
     let plan_bytes = plan.encode().map_err(failed)?.len() as u64;
-    let (made, began) = (began.elapsed(), Instant::now());
+    let (made, made_cpu, began) = (began.elapsed(), processor().saturating_sub(began_cpu), Instant::now());
     let got = prove::carry_out(&plan, [old.bytes, new.bytes], &packs, usize::MAX);
     let applied = began.elapsed();
     match got {
-        Ok(image) if image == new.id => Ok(Known { plan, packs, plan_bytes, made, applied }),
+        Ok(image) if image == new.id => Ok(Known { plan, packs, plan_bytes, made, made_cpu, applied }),
         other => Err(wrong(&other, new.id)),
     }
+}
+
+/// Processor time of this process so far. Nothing else of weight runs in it.
+fn processor() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default()
 }
 
 /// A plan that does not give NEW is a fault of ours, or an image that changed: no figure of it may be believed.
@@ -113,8 +122,8 @@ pub fn cold(image: &Image, new: make::Image<'_>, manner: Manner) -> Outcome<Cold
     Ok(Cold { bytes, made: began.elapsed() })
 }
 
-/// All ways, the usual one first.
-pub fn all(known: &Known, unknown: &Unknown, cold: &Cold, rate_mbit: f64) -> Vec<Way> {
+/// All ways, the usual one first. The thorough plan may have been left out.
+pub fn all(known: &Known, thorough: Option<&Known>, unknown: &Unknown, cold: &Cold, rate_mbit: f64) -> Vec<Way> {
     let size = known.plan.geometry.size();
     let way = |name, when, payload: u64, server: Option<Duration>, node: Option<Duration>| {
         let wire = CONNECTION + (payload as f64 * TRANSPORT) as u64;
@@ -125,19 +134,19 @@ pub fn all(known: &Known, unknown: &Unknown, cold: &Cold, rate_mbit: f64) -> Vec
             wire_estimated: wire,
             share: wire as f64 / size as f64,
             server_once: server.map(|time| time.as_secs_f64()),
+            server_cpu: None,
             node: node.map(|time| time.as_secs_f64()),
             transfer_estimated: wire as f64 * 8.0 / (rate_mbit * 1e6),
         }
     };
-    let packs = known.plan_bytes + known.packs.len() as u64;
-    vec![
-        way(
-            "known base, quick pack",
-            "nodes run OLD, and OLD was published",
-            packs,
-            Some(known.made),
-            Some(known.applied),
-        ),
+    let by_plan = |name, when, known: &Known| Way {
+        server_cpu: Some(known.made_cpu.as_secs_f64()),
+        ..way(name, when, known.plan_bytes + known.packs.len() as u64, Some(known.made), Some(known.applied))
+    };
+    let quick = by_plan("known base, quick pack", "nodes run OLD, and OLD was published", known);
+    let thorough =
+        thorough.map(|known| by_plan("known base, thorough pack", "the same nodes, if they prefer bytes", known));
+    let others = [
         way(
             "unknown base",
             "nodes hold OLD, and the server never saw it",
@@ -147,7 +156,8 @@ pub fn all(known: &Known, unknown: &Unknown, cold: &Cold, rate_mbit: f64) -> Vec
         ),
         way("nothing there", "nodes hold nothing", cold.bytes, Some(cold.made), None),
         way("nothing to do", "nodes run NEW already", 0, None, None),
-    ]
+    ];
+    [quick].into_iter().chain(thorough).chain(others).collect()
 }
 
 /// How NEW's blocks come about.
