@@ -5,10 +5,9 @@
 //!            ▲                             │ no
 //!            └──── fetch those ◀── which blocks are wrong? by the golden hashes known here, or by the signed subtrees
 //! ```
-//! What was derived from wrong blocks is derived again. Where it is wrong by itself, it was the plan that was, and it is fetched
-//! like all else.
 //! This is the one gate before the swap, and it does not care how the bytes came there: a drifted base, a lying server, a
-//! broken plan, a collision and a bad disk all end here, mended or with an error.
+//! broken plan, a collision and a bad disk all end here, mended or with an error. What was derived from wrong blocks is derived
+//! again; what is wrong although they are right was derived by a wrong plan, and is fetched like all else.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
