@@ -1,7 +1,8 @@
 //! `cargo bench`: what each stage of the engine costs, one thread, on real data.
 //!
-//! Every stage is shown in GB of image a second, beside rulers taken in the same run: copying memory, and BLAKE3 over the whole,
-//! on one thread and on as many as an agent takes. Only ratios to them can be compared between machines. `cargo bench -- WORD` runs the stages whose name has
+//! Every stage is shown in GB of image a second, beside rulers taken in the same run: copying memory, BLAKE3 over the whole, on one
+//! thread and on as many as an agent takes, and fast_rsync's search where nothing matches. Only ratios to them can be compared
+//! between machines. `cargo bench -- WORD` runs the stages whose name has
 //! WORD in it; `GOLDSYNC_BENCH_PAIR=OLD:NEW` takes two images of your own in place of the toolchain's files.
 
 use std::hint::black_box;
@@ -12,13 +13,15 @@ use goldsync_benches::agent_threads;
 use goldsync_benches::stage::{Bench, Bytes};
 use goldsync_proto::block::Geometry;
 use goldsync_proto::digest::ImageId;
+use goldsync_proto::grain::{ALL, GrainHash};
 use goldsync_proto::image::{id_of_regions, region_hash};
-use goldsync_proto::limits::{BLOCK, REGION};
+use goldsync_proto::limits::{BLOCK, GRAIN, REGION};
 use goldsync_proto::make::{self, Effort, Image};
 use goldsync_proto::pack;
 use goldsync_proto::plan::{Plan, PlanError};
 use goldsync_proto::scan::aligned::BlockIndex;
-use goldsync_proto::scan::rolling::Rolling;
+use goldsync_proto::scan::grains::Grains;
+use goldsync_proto::scan::rolling::{Rolling, Wanted};
 use goldsync_proto::signature::{BlockHashes, Signature, block_hash, sign_blocks, sign_region};
 
 /// Mebibytes of each image: out of every cache, and done in a minute.
@@ -33,10 +36,11 @@ fn main() -> Result<()> {
     let data = Data::load()?;
     let mut bench = Bench::new(filter);
     println!("data: {}", data.what);
-    rulers(&mut bench, &data);
+    rulers(&mut bench, &data)?;
     hashing(&mut bench, &data);
     aligned(&mut bench, &data);
     rolling(&mut bench, &data)?;
+    grains(&mut bench, &data);
     packs(&mut bench, &data)?;
     plans(&mut bench, &data)?;
     bench.print();
@@ -71,11 +75,18 @@ impl Data {
     }
 }
 
+impl Data {
+    /// What a search looks through: four slices.
+    fn local(&self) -> &[u8] {
+        &self.old[..(4 * 4 * REGION).min(self.old.len() as u64) as usize]
+    }
+}
+
 fn geometry(bytes: &[u8]) -> Geometry {
     Geometry::new(bytes.len() as u64).expect("whole blocks")
 }
 
-fn rulers(bench: &mut Bench, data: &Data) {
+fn rulers(bench: &mut Bench, data: &Data) -> Result<()> {
     let mut target = vec![0_u8; data.new.len()];
     bench.ruler("copy memory", Bytes::of(&data.new), || {
         target.copy_from_slice(black_box(&data.new));
@@ -91,6 +102,13 @@ fn rulers(bench: &mut Bench, data: &Data) {
     bench.ruler(&format!("blake3, whole, {} threads", agent_threads()), Bytes::of(&data.new), || {
         black_box(whole());
     });
+    let local = data.local();
+    let signature = librsync_signature(&noise(local.len(), 1))?;
+    let index = signature.index();
+    bench.ruler("fast_rsync: nothing matches, 4096 wanted", Bytes::of(local), || {
+        let _ = fast_rsync::diff(&index, black_box(local), std::io::sink());
+    });
+    Ok(())
 }
 
 /// `work` on every region of some bytes, on as many threads as an agent takes; the results in order.
@@ -135,35 +153,85 @@ fn aligned(bench: &mut Bench, data: &Data) {
     });
 }
 
+/// What the scan really gets: golden blocks that no aligned test found, and local data by the megabyte.
 fn rolling(bench: &mut Bench, data: &Data) -> Result<()> {
-    // What the scan really gets: some hundred golden blocks that no aligned test found, and local data by the megabyte.
-    let slice = &data.old[..(8 * REGION) as usize];
-    let all = entries(slice)?;
-    let noise = noise(8 * REGION as usize);
-    let search = |wanted: &[(u32, [u8; 8])]| Rolling::new(wanted).context("a signature of its own");
-    let hit = search(&all)?;
-    let hit = hit.index();
-    let found = hit.search(slice).len();
-    bench.stage("rolling: everything matches", Bytes::of(slice), || {
-        assert_eq!(hit.search(black_box(slice)).len(), found);
+    let local = data.local();
+    for count in [1 << 10, 16 << 10, 256 << 10] {
+        let rolling = Rolling::new(unknown_blocks(count));
+        bench.stage(&format!("rolling: nothing matches, {count} wanted"), Bytes::of(local), || {
+            rolling.search(black_box(local), |_, _| ());
+        });
+    }
+    let portable = Rolling::new(unknown_blocks(1 << 10)).portable();
+    bench.stage("rolling: the same, 1024 wanted, portable", Bytes::of(local), || {
+        portable.search(black_box(local), |_, _| ());
     });
-    let none = search(&entries(&noise)?)?;
-    let none = none.index();
-    bench.stage("rolling: nothing matches", Bytes::of(slice), || {
-        assert!(none.search(black_box(slice)).is_empty());
-    });
+    // Each content is found once: every pass begins with a search made afresh, which is part of what is measured.
+    let wanted = blocks_of(local)?;
+    for (what, slice) in [("everything matches", local), ("everything matches, shifted", &local[1777..])] {
+        bench.stage(&format!("rolling: {what}"), Bytes::of(slice), || {
+            let rolling = Rolling::new(wanted.iter().copied());
+            rolling.search(black_box(slice), |_, _| ());
+            assert!(rolling.left() <= 1);
+        });
+        let signature = librsync_signature(local)?;
+        let index = signature.index();
+        bench.stage(&format!("fast_rsync: {what}"), Bytes::of(slice), || {
+            let _ = fast_rsync::diff(&index, black_box(slice), std::io::sink());
+        });
+    }
     Ok(())
 }
 
-/// The entries of the section `rolling` of some bytes.
-fn entries(bytes: &[u8]) -> Result<Vec<(u32, [u8; 8])>> {
-    let signature = Signature::of(geometry(bytes), bytes).context("sign")?;
-    Ok((0..).zip(signature.rolling.as_chunks().0.iter().copied()).collect())
+fn grains(bench: &mut Bench, data: &Data) {
+    let (local, hash) = (data.local(), GrainHash::new(1, 5).expect("a width that is allowed"));
+    for count in [1 << 10, 64 << 10, 512 << 10] {
+        let wire = hash.sign(&noise(count * GRAIN as usize, 2), ALL);
+        let grains = || Grains::new(hash, (0..).zip(hash.read(&wire)));
+        let kernels = if count == 1 << 10 {
+            vec![("", grains()), (", portable", grains().portable())]
+        } else {
+            vec![("", grains())]
+        };
+        for (kernel, grains) in kernels {
+            bench.stage(&format!("grains: nothing matches, {count} wanted{kernel}"), Bytes::of(local), || {
+                grains.search(black_box(local), |_, _| ());
+            });
+        }
+    }
 }
 
-fn noise(len: usize) -> Vec<u8> {
+/// The blocks of some bytes, as the signature has them.
+fn blocks_of(bytes: &[u8]) -> Result<Vec<Wanted>> {
+    let signature = Signature::of(geometry(bytes), bytes).context("sign")?;
+    let hashes = BlockHashes::new(&signature.blocks);
+    let blocks = (0..).zip(signature.rolling.as_chunks().0).zip(hashes.iter());
+    Ok(blocks.map(|((block, entry), hash)| Wanted { block, entry: *entry, hash }).collect())
+}
+
+/// So many blocks that are nowhere.
+fn unknown_blocks(count: u32) -> Vec<Wanted> {
+    let entries = noise(count as usize * 16, 3);
+    let entries = (0..).zip(entries.as_chunks::<16>().0);
+    entries
+        .map(|(block, entry)| {
+            let [entry, hash] = [0, 8].map(|at| *entry[at..].first_chunk().expect("half of sixteen"));
+            Wanted { block, entry, hash: u64::from_le_bytes(hash) }
+        })
+        .collect()
+}
+
+fn librsync_signature(bytes: &[u8]) -> Result<fast_rsync::Signature> {
+    let signature = Signature::of(geometry(bytes), bytes).context("sign")?;
+    let head = [0x7273_0136, BLOCK as u32, 4].map(u32::to_be_bytes);
+    fast_rsync::Signature::deserialize([head.as_flattened(), &signature.rolling].concat())
+        .context("a signature of our own")
+}
+
+/// The same for the same seed.
+fn noise(len: usize, seed: u8) -> Vec<u8> {
     let mut bytes = vec![0; len];
-    blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+    blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut bytes);
     bytes
 }
 

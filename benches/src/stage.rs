@@ -64,12 +64,13 @@ impl Bench {
 
     /// The table.
     pub fn print(&self) {
-        println!("{:<50} {:>9} {:>8} {:>8} {:>8} {:>8}", "stage", "GB/s", "spread", "/ copy", "/ blake3", "/ b3 all");
+        let columns = ["/ copy", "/ blake3", "/ b3 all", "/ f_rsync"].map(|column| format!(" {column:>9}")).concat();
+        println!("{:<50} {:>9} {:>8}{columns}", "stage", "GB/s", "spread");
         for Line { name, rate, spread, note } in &self.lines {
             let ratio = |at: usize| self.rulers.get(at).map_or(0.0, |ruler| rate / ruler);
             let spread = 100.0 * spread;
-            let ratios = [0, 1, 2].map(|at| format!("{:>8.3}", ratio(at))).join(" ");
-            println!("{name:<50} {rate:>9.3} {spread:>6.0} % {ratios}  {note}");
+            let ratios = [0, 1, 2, 3].map(|at| format!(" {:>9.3}", ratio(at))).concat();
+            println!("{name:<50} {rate:>9.3} {spread:>6.0} %{ratios}  {note}");
         }
     }
 }

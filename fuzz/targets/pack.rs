@@ -13,7 +13,7 @@ fuzz_target!(|input: &[u8]| {
     let Some((&split, rest)) = input.split_first() else { return };
     let (prefix, wire) = rest.split_at(rest.len() * usize::from(split & 15) / 16);
     let raw_len = 4096 << (split >> 4 & 3);
-    for codec in [Codec::Raw, Codec::Zstd, Codec::Delta] {
+    for codec in [Codec::Raw, Codec::Zstd, Codec::Delta, Codec::Patch] {
         if let Ok(raw) = decompress(codec, wire, raw_len, prefix) {
             assert_eq!(raw.len(), raw_len);
         }

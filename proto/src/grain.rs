@@ -27,6 +27,32 @@ pub struct GrainHash {
     width: u32,
 }
 
+/// A mask of all grains.
+pub const ALL: u8 = 0xFF;
+
+/// The grains of each block that are looked for first: where neither of them is here, nor one of the blocks beside it, the
+/// other six are hardly ever, and their hashes are not worth asking for. Neither stands at a block's edge, where what was moved
+/// is cut off.
+pub const PROBES: u8 = 1 << 1 | 1 << 6;
+
+/// Of `blocks`, ascending, the indices of those whose other grains are worth asking for: a probe of theirs was found, or one of
+/// a block beside it.
+pub fn promising(blocks: &[u32], found: impl Fn(usize) -> bool) -> Vec<usize> {
+    let found: Vec<bool> = (0..blocks.len()).map(found).collect();
+    let beside = |at: usize, other: usize| {
+        let next = blocks.get(at).zip(blocks.get(other)).is_some_and(|(a, b)| a.abs_diff(*b) == 1);
+        next && found.get(other) == Some(&true)
+    };
+    let promising =
+        |at: &usize| found.get(*at) == Some(&true) || beside(*at, at + 1) || beside(*at, at.wrapping_sub(1));
+    (0..blocks.len()).filter(promising).collect()
+}
+
+/// The numbers of the grains that a mask names.
+pub fn named(mask: u8) -> impl Iterator<Item = usize> {
+    (0..GRAINS).filter(move |grain| mask >> grain & 1 == 1)
+}
+
 /// The shortest and the longest hash that may be asked for, in bytes.
 pub const WIDTHS: std::ops::RangeInclusive<u8> = 4..=8;
 
@@ -56,21 +82,43 @@ impl GrainHash {
 
     /// The value of the window one byte further on.
     #[inline(always)]
-    pub(crate) fn roll(self, value: u64, leaves: u8, enters: u8) -> u64 {
+    pub(crate) fn moved(self, value: u64, leaves: u8, enters: u8) -> u64 {
         let change =
             self.ones.wrapping_add(u64::from(enters)).wrapping_sub(u64::from(leaves).wrapping_mul(self.leaving));
         value.wrapping_mul(self.multiplier).wrapping_add(change)
     }
 
+    /// The value of one byte more.
+    #[inline(always)]
+    pub(crate) fn push(self, value: u64, byte: u8) -> u64 {
+        value.wrapping_mul(self.multiplier).wrapping_add(u64::from(byte) + 1)
+    }
+
+    /// What a value is multiplied by in a step, what the byte that leaves was, and what is added.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn factors(self) -> (u64, u64, u64) {
+        (self.multiplier, self.leaving, self.ones)
+    }
+
     /// The value of one window.
-    pub(crate) fn value(self, window: &[u8]) -> u64 {
-        window.iter().fold(0, |value: u64, byte| value.wrapping_mul(self.multiplier).wrapping_add(u64::from(*byte) + 1))
+    fn value(self, window: &[u8]) -> u64 {
+        window.iter().fold(0, |value, byte| self.push(value, *byte))
     }
 
     /// A value's hash, as a number.
-    #[inline(always)]
-    pub(crate) fn of_value(self, value: u64) -> u64 {
+    fn of_value(self, value: u64) -> u64 {
         value >> (64 - 8 * self.width)
+    }
+
+    /// The upper 32 bits of a value, which the shortest hash has: what a scan looks a window up by.
+    #[inline(always)]
+    pub(crate) fn key(value: u64) -> u32 {
+        (value >> 32) as u32
+    }
+
+    /// The same of a hash.
+    pub(crate) fn key_of_hash(self, hash: u64) -> u32 {
+        (hash >> (8 * self.width - 32)) as u32
     }
 
     /// The hash of one grain, as a number.
@@ -83,12 +131,13 @@ impl GrainHash {
         self.of(&[0; GRAIN as usize])
     }
 
-    /// The hashes of all grains of whole blocks, as they travel.
-    pub fn sign(self, blocks: &[u8]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(blocks.len() / GRAIN as usize * self.width());
+    /// The hashes of those grains of whole blocks that `mask` names, as they travel.
+    pub fn sign(self, blocks: &[u8], mask: u8) -> Vec<u8> {
+        let mut out = Vec::with_capacity(blocks.len() / BLOCK as usize * mask.count_ones() as usize * self.width());
         for block in blocks.as_chunks::<{ BLOCK as usize }>().0 {
-            for value in self.values(block) {
-                let bytes = self.of_value(value).to_le_bytes();
+            let values = self.values(block);
+            for value in named(mask).filter_map(|grain| values.get(grain)) {
+                let bytes = self.of_value(*value).to_le_bytes();
                 out.extend_from_slice(bytes.get(..self.width()).unwrap_or(&[]));
             }
         }
@@ -103,7 +152,7 @@ impl GrainHash {
         let Ok(grains) = <&[[u8; GRAIN as usize]; GRAINS]>::try_from(grains) else { return values };
         for at in 0..GRAIN as usize {
             for (value, grain) in values.iter_mut().zip(grains) {
-                *value = value.wrapping_mul(self.multiplier).wrapping_add(u64::from(grain[at]) + 1);
+                *value = self.push(*value, grain[at]);
             }
         }
         values
@@ -178,11 +227,20 @@ mod tests {
         for width in WIDTHS {
             let hash = GrainHash::new(1, width).unwrap();
             let blocks: Vec<u8> = (0..2 * BLOCK).map(|i| ((i * 31) >> 4) as u8).collect();
-            let wire = hash.sign(&blocks);
+            let wire = hash.sign(&blocks, ALL);
             assert_eq!(wire.len(), 2 * GRAINS * usize::from(width));
             let expected: Vec<u64> = blocks.chunks(GRAIN as usize).map(|grain| hash.of(grain)).collect();
             assert_eq!(hash.read(&wire).collect::<Vec<_>>(), expected);
+            let probes = hash.sign(&blocks, PROBES);
+            assert_eq!(hash.read(&probes).collect::<Vec<_>>(), [1, 6, 9, 14].map(|grain| expected[grain]));
         }
+    }
+
+    #[test]
+    fn what_stands_beside_something_found_is_promising() {
+        let found = |at: usize| [1, 5].contains(&at);
+        assert_eq!(promising(&[3, 4, 5, 7, 8, 10, 12], found), [0, 1, 2, 5]);
+        assert_eq!(promising(&[], found), [0; 0]);
     }
 
     #[test]
@@ -198,7 +256,7 @@ mod tests {
             let hash = GrainHash::new(seed, 8).unwrap();
             let mut value = hash.value(&bytes[..512]);
             for at in 0..bytes.len() - 512 {
-                value = hash.roll(value, bytes[at], bytes[at + 512]);
+                value = hash.moved(value, bytes[at], bytes[at + 512]);
                 prop_assert_eq!(value, hash.value(&bytes[at + 1..at + 513]));
             }
         }

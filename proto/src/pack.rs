@@ -7,7 +7,7 @@
 //! |-------:|-----:|----------|-----------------------------------------------|
 //! |      0 |    4 | wire_len | 1 ..= raw_len                                 |
 //! |      4 |    4 | raw_len  | a multiple of 512, 512 ..= `PACK_RAW_MAX`     |
-//! |      8 |    1 | codec    | 0 raw, 1 zstd, 2 delta                        |
+//! |      8 |    1 | codec    | 0 raw, 1 zstd, 2 delta, 3 patch               |
 //! |      9 |      | bytes    | wire_len of them                              |
 //!
 //! Frames that answer one request are a [`Chain`]: each is compressed with the raw bytes before it, at most
@@ -25,6 +25,7 @@ use crate::limits::{FRAME_PREFIX_MAX, GRAIN, PACK_RAW_MAX};
 
 mod bits;
 pub mod delta;
+pub mod patch;
 
 /// How a pack's bytes are written. The seam for further codecs: a number here, an arm in [`decompress`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,8 +35,10 @@ pub enum Codec {
     Raw = 0,
     /// One zstd frame, its prefix referred to and not carried.
     Zstd = 1,
-    /// Copies out of the prefix, corrected: [`delta`].
+    /// Copies out of the prefix, corrected, as a model of them says: [`delta`].
     Delta = 2,
+    /// The same, quick to unpack: [`patch`].
+    Patch = 3,
 }
 
 impl Codec {
@@ -45,6 +48,7 @@ impl Codec {
             0 => Ok(Self::Raw),
             1 => Ok(Self::Zstd),
             2 => Ok(Self::Delta),
+            3 => Ok(Self::Patch),
             other => Err(CodecError::Unknown { field: "codec", got: u64::from(other) }),
         }
     }
@@ -81,6 +85,9 @@ pub enum PackError {
     /// Nor did ours.
     #[error("a pack does not decode: {0}")]
     Delta(&'static str),
+    /// Copies that are none.
+    #[error("a pack does not decode: {0}")]
+    Patch(&'static str),
 }
 
 /// The first 16 bytes of BLAKE3: enough to refuse bytes that nobody can choose twice.
@@ -138,6 +145,7 @@ pub fn decompress(codec: Codec, wire: &[u8], raw_len: usize, prefix: &[u8]) -> R
         Codec::Raw => Err(PackError::Short { got: wire.len(), expected: raw_len }),
         Codec::Zstd => decompress_zstd(wire, raw_len, prefix),
         Codec::Delta => delta::decode(wire, raw_len, prefix).map_err(PackError::Delta),
+        Codec::Patch => patch::decode(wire, raw_len, prefix),
     }
 }
 

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::block::Run;
 use crate::codec::CodecError;
 use crate::digest::{Digest, ImageId};
+use crate::grain;
 use crate::limits::MESSAGE_MAX;
 use crate::refusal::Refusal;
 use crate::release::{ReleaseRef, Section, Word};
@@ -112,7 +113,7 @@ pub enum Request {
         /// `(first, count)`, ascending and apart; at most `BLOCKS_RUNS_MAX` runs and `BLOCKS_PER_REQUEST` blocks.
         runs: Vec<Run>,
     },
-    /// The hashes of all grains of some blocks. Body of the answer: see `grain`.
+    /// The hashes of grains of some blocks. Body of the answer: see `grain`.
     GrainHashes {
         /// Which image.
         image: ImageId,
@@ -120,6 +121,9 @@ pub enum Request {
         seed: u32,
         /// Bytes in a hash: one of `grain::WIDTHS`.
         width: u8,
+        /// Which grains of each block, as a mask; not none.
+        #[serde(default = "all_grains", skip_serializing_if = "is_all_grains")]
+        mask: u8,
         /// As in `Blocks`.
         runs: Vec<Run>,
     },
@@ -145,6 +149,14 @@ pub enum Request {
         /// The image.
         image: ImageId,
     },
+}
+
+fn all_grains() -> u8 {
+    grain::ALL
+}
+
+fn is_all_grains(mask: &u8) -> bool {
+    *mask == grain::ALL
 }
 
 /// What a server answers. A body, if any, follows the frame.

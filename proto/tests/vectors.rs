@@ -20,10 +20,10 @@ use std::path::Path;
 
 use goldsync_proto::block::Geometry;
 use goldsync_proto::digest::{Digest, ImageId};
-use goldsync_proto::grain::{GrainHash, read_masks, write_masks};
+use goldsync_proto::grain::{ALL, GrainHash, PROBES, read_masks, write_masks};
 use goldsync_proto::limits::BLOCK;
 use goldsync_proto::pack::delta::{self, Piece};
-use goldsync_proto::pack::{Codec, PackError, read_frame, write_frame};
+use goldsync_proto::pack::{Codec, PackError, patch, read_frame, write_frame};
 use goldsync_proto::plan::{Pack, Plan, Source, Step};
 use goldsync_proto::refusal::{Reason, Refusal};
 use goldsync_proto::release::{Section, Word};
@@ -58,7 +58,11 @@ fn requests_are_written_and_read_as_the_vectors_say() {
             ("plan-small", Request::Plan { base: Some(D), target: E, prefer: Prefer::Bytes }),
             ("plan-cold", Request::Plan { base: None, target: E, prefer: Prefer::Time }),
             ("blocks", Request::Blocks { image: E, runs: vec![(7, 3), (100, 1)] }),
-            ("grain-hashes", Request::GrainHashes { image: E, seed: 7, width: 5, runs: vec![(7, 3), (100, 1)] }),
+            (
+                "grain-hashes",
+                Request::GrainHashes { image: E, seed: 7, width: 5, mask: ALL, runs: vec![(7, 3), (100, 1)] },
+            ),
+            ("grain-probes", Request::GrainHashes { image: E, seed: 7, width: 5, mask: PROBES, runs: vec![(7, 3)] }),
             ("grains", Request::Grains { image: E, runs: vec![(7, 3)], masks: 12 }),
             ("nearest", Request::Nearest { target: E, sketch: 4096 }),
             ("trees", Request::Trees { image: E }),
@@ -141,10 +145,12 @@ fn literal_frames_are_read_as_the_vectors_say_and_bad_ones_refused() {
     assert_eq!(written[4..9], vectors["zstd"][4..9]);
     assert_eq!(read_frame(&written).unwrap(), vectors["zstd-bytes"]);
 
-    // Our own codec has one encoding of given pieces, and every machine makes the same.
+    // Our own codecs have one encoding of given pieces, and every machine makes the same.
     assert_eq!(read_frame(&vectors["delta"]).unwrap(), vectors["delta-bytes"]);
     let pieces = [Piece { from: 0, copy: 0, fresh: 1 }, Piece { from: 0, copy: 4095, fresh: 0 }];
     assert_eq!(delta::encode(&vectors["delta-bytes"], b"", &pieces), vectors["delta"][9..]);
+    assert_eq!(read_frame(&vectors["patch"]).unwrap(), vectors["delta-bytes"]);
+    assert_eq!(patch::encode(&vectors["delta-bytes"], b"", &pieces).unwrap(), vectors["patch"][9..]);
 
     assert!(matches!(read_frame(&vectors["refused-codec"]), Err(PackError::Codec(_))));
     assert_eq!(read_frame(&vectors["refused-ragged"]), Err(PackError::Lengths { wire: 1, raw: 4097 }));
@@ -156,7 +162,7 @@ fn literal_frames_are_read_as_the_vectors_say_and_bad_ones_refused() {
 fn grains_are_hashed_and_masks_read_as_the_vectors_say() {
     let vectors = read("grain.hex");
     let hash = GrainHash::new(7, 5).unwrap();
-    assert_eq!(hash.sign(&vectors["block"]), vectors["hashes-seed-7-width-5"]);
+    assert_eq!(hash.sign(&vectors["block"], ALL), vectors["hashes-seed-7-width-5"]);
     assert_eq!(read_masks(&vectors["masks-wire"], 3).unwrap(), vectors["masks"]);
     assert_eq!(read_masks(&write_masks(&vectors["masks"]), 3).unwrap(), vectors["masks"]);
     assert!(read_masks(&vectors["masks-refused-short"], 3).is_err());

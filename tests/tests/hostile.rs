@@ -644,11 +644,14 @@ async fn impossible_requests() {
         let error = link.ask(&request).await.map(|(answer, _)| answer).expect_err(what).to_string();
         assert!(error.contains("refused") && error.contains(words), "{what}: {error}");
     }
-    let hashes = |width| Request::GrainHashes { image, seed: 1, width, runs: vec![(0, 1)] };
+    let hashes = |width| Request::GrainHashes { image, seed: 1, width, mask: 255, runs: vec![(0, 1)] };
     for width in [0, 3, 9, 255] {
         let error = link.ask(&hashes(width)).await.map(|(answer, _)| answer).expect_err("a width").to_string();
         assert!(error.contains("refused") && error.contains(&format!("{width} is not")), "{width}: {error}");
     }
+    let nothing = Request::GrainHashes { image, seed: 1, width: 5, mask: 0, runs: vec![(0, 1)] };
+    let error = link.ask(&nothing).await.map(|(answer, _)| answer).expect_err("no grain").to_string();
+    assert!(error.contains("refused") && error.contains("names no grain"), "{error}");
     let sketch = |target, sketch| Request::Nearest { target, sketch };
     for (what, request, body, words) in [
         ("a sketch too short", sketch(image, 8), vec![0; 8], "no sketch for an image"),

@@ -9,25 +9,26 @@ use futures::{StreamExt, TryStreamExt, stream};
 use goldsync_proto::block::{Run, runs_of};
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::grain::write_masks;
-use goldsync_proto::limits::{BLOCKS_PER_REQUEST, BLOCKS_RUNS_MAX, GRAIN, GRAINS};
+use goldsync_proto::limits::{BLOCKS_PER_REQUEST, BLOCKS_RUNS_MAX, GRAIN};
 use goldsync_proto::pack::Chain;
 use goldsync_proto::wire::{Answer, Request};
 
 use super::{FetchError, REQUESTS, frame, split, unexpected};
 use crate::job::{Job, JobError};
 
-/// The hashes of all grains of `runs`, in order, `width` bytes each.
+/// The hashes of those grains of `runs` that `mask` names, in order, `width` bytes each.
 pub async fn hashes(
     job: &Arc<Job>,
     image: ImageId,
     (seed, width): (u32, u8),
+    mask: u8,
     runs: &[Run],
 ) -> Result<Vec<u8>, JobError> {
     let requests = stream::iter(split(runs)).map(|runs| async move {
         job.go_on()?;
         let blocks: u64 = runs.iter().map(|(_, count)| u64::from(*count)).sum();
-        let expected = blocks * GRAINS as u64;
-        let (answer, mut body) = job.link.ask(&Request::GrainHashes { image, seed, width, runs }).await?;
+        let expected = blocks * u64::from(mask.count_ones());
+        let (answer, mut body) = job.link.ask(&Request::GrainHashes { image, seed, width, mask, runs }).await?;
         match answer {
             Answer::GrainHashes { grains } if grains == expected => {}
             Answer::GrainHashes { grains } => return Err(FetchError::Blocks { got: grains, expected }.into()),

@@ -1,7 +1,8 @@
 //! Blocks put together from grains that are here and grains that are fetched.
 //!
 //! ```text
-//! missing blocks ─▶ hashes of their grains ─▶ scan of the whole active slot ─▶ [Mosaic] ─▶ ask for the rest ─▶ block hash
+//! missing blocks ─▶ hashes of two grains of each ─▶ scan of the whole active slot ┐
+//!         those near to something found ─▶ of the other six ─▶ and once more      ┴▶ [Mosaic] ─▶ ask for the rest ─▶ block hash
 //! ```
 //! Also what the aligned pass recognised is searched: on a file system that was upgraded in place the old version of a file
 //! is free space, golden garbage at its old offset. A place is found by five or six bytes of hash; a block that was put
@@ -11,7 +12,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use goldsync_proto::block::{byte_of, runs_of};
-use goldsync_proto::grain::{GrainHash, width_for};
+use goldsync_proto::grain::{self, GrainHash, width_for};
 use goldsync_proto::limits::{BLOCK, GRAIN, GRAIN_ROUND, GRAINS};
 use goldsync_proto::scan::grains::{Grains, is_last_round};
 use goldsync_proto::scan::slices;
@@ -53,25 +54,42 @@ impl Mosaic {
         Arc::try_unwrap(mosaic).map_err(|_| JobError::Worker("a scan goes on".into()))
     }
 
-    /// Grains of one round's blocks: how many were found, of how many.
+    /// One round's blocks: how many of the grains that were looked for first are here, of how many.
     async fn round(
         self: &Arc<Self>,
         job: &Arc<Job>,
         first: usize,
         budget: &Arc<AtomicI64>,
     ) -> Result<(u32, u32), JobError> {
+        let round: Vec<usize> = (first..self.blocks.len()).take(GRAIN_ROUND).collect();
+        let looked = self.look(job, &round, grain::PROBES, budget).await?;
+        let blocks = self.blocks.get(first..first + round.len()).unwrap_or(&[]);
+        let promising = grain::promising(blocks, |at| self.holds_any(first + at, grain::PROBES));
+        let promising: Vec<usize> = promising.into_iter().map(|at| first + at).collect();
+        if !promising.is_empty() && budget.load(Ordering::Relaxed) > 0 {
+            self.look(job, &promising, !grain::PROBES, budget).await?;
+        }
+        Ok(looked)
+    }
+
+    /// Looks for those grains that `mask` names, of blocks by their indices: how many are here, of how many.
+    async fn look(
+        self: &Arc<Self>,
+        job: &Arc<Job>,
+        indices: &[usize],
+        mask: u8,
+        budget: &Arc<AtomicI64>,
+    ) -> Result<(u32, u32), JobError> {
         let width = width_for(byte_of(active_blocks(job)));
         let seed: u32 = rand::random();
         let hash = GrainHash::new(seed, width)
             .map_err(|error| FetchError::Answer { what: "a request for hashes of grains", got: error.to_string() })?;
-        let blocks = self.blocks.get(first..).unwrap_or(&[]);
-        let blocks = blocks.get(..GRAIN_ROUND).unwrap_or(blocks);
-        let runs = runs_of(blocks.iter().copied());
-        let wire = fetch::grains::hashes(job, job.target.image, (seed, width), &runs).await?;
+        let runs = runs_of(indices.iter().filter_map(|at| self.blocks.get(*at).copied()));
+        let wire = fetch::grains::hashes(job, job.target.image, (seed, width), mask, &runs).await?;
+        let numbers: Vec<u32> = indices.iter().flat_map(|at| numbers(*at, mask)).collect();
         let (mosaic, budget) = (self.clone(), budget.clone());
         job.blocking(move |job| {
-            let base = (first * GRAINS) as u32;
-            let wanted = || (base..).zip(hash.read(&wire));
+            let wanted = || numbers.iter().copied().zip(hash.read(&wire));
             let mut found = 0;
             for (grain, _) in wanted().filter(|(_, value)| *value == hash.zero()) {
                 mosaic.places.set(grain, ZEROS);
@@ -80,9 +98,14 @@ impl Mosaic {
             let grains = Grains::new(hash, wanted());
             mosaic.scan(job, &grains, &budget)?;
             found += grains.len() as u32 - grains.left();
-            Ok((found, wanted().count() as u32))
+            Ok((found, numbers.len() as u32))
         })
         .await
+    }
+
+    /// Whether one of a block's grains has a place. Zeros say nothing of their neighbours.
+    fn holds_any(&self, at: usize, mask: u8) -> bool {
+        numbers(at, mask).any(|grain| !matches!(self.places.get(grain), 0 | ZEROS))
     }
 
     fn scan(&self, job: &Job, grains: &Grains, budget: &AtomicI64) -> Result<(), JobError> {
@@ -155,6 +178,11 @@ impl Mosaic {
         }
         Ok(bytes)
     }
+}
+
+/// The numbers of a block's grains that `mask` names.
+fn numbers(at: usize, mask: u8) -> impl Iterator<Item = u32> {
+    grain::named(mask).map(move |grain| (at * GRAINS + grain) as u32)
 }
 
 /// The parts of a slice outside its blocks of zeros, each with what a window over its edges needs.

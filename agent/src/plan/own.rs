@@ -5,8 +5,9 @@
 //!    └▶ blocks (8 B a block, only of the regions that differ)
 //!         same offset ─▶ zero ─▶ anywhere on the grid, in either slot
 //!            └▶ hash trees (a request): what derives from the rest
-//!            └▶ rolling (8 B a block, only of the blocks still missing): any byte offset of what matched nothing
-//!                 └▶ grains (40 B a block, only of the blocks still missing): their eighths, anywhere; see `mosaic`
+//!            └▶ rolling (8 B a block, of some of the blocks still missing; of all, if those are found): any byte offset
+//!                of what matched nothing
+//!                 └▶ grains (10 B a block still missing, 30 more where they help): their eighths, anywhere; see `mosaic`
 //! ```
 //! A decision is kept for each block in a mapped word, so that memory does not grow with the image. Candidates are found by
 //! eight bytes of hash; the read-back proves them. Sections are kept in the cache folder until the image is proven, so that a
@@ -22,7 +23,7 @@ use goldsync_proto::limits::{ALIGNED_ROUND, BLOCK, IMAGE_MAX, REGION, ROLLING_RO
 use goldsync_proto::plan::{Plan, Source, Step};
 use goldsync_proto::release::Section;
 use goldsync_proto::scan::aligned::BlockIndex;
-use goldsync_proto::scan::rolling::Rolling;
+use goldsync_proto::scan::rolling::{self, Rolling, Wanted};
 use goldsync_proto::scan::slices;
 use goldsync_proto::signature::{BlockHashes, block_hash, read_subtrees, zero_hash};
 use goldsync_proto::verity::Tree;
@@ -333,41 +334,47 @@ async fn roll(job: &Arc<Job>, search: &Arc<Search>, missing: Vec<u32>) -> Result
     }
     let section = job.target.sections.rolling;
     let entries = Arc::new(words(job, job.geometry.blocks(), Some(section))?);
-    entries::fetch(&job.link, &job.stop, section, &entries, &runs_of(missing.iter().copied())).await?;
-    on_search(job, search, move |job, search| {
-        let left = AtomicI64::new(i64::try_from(job.scan_budget).unwrap_or(i64::MAX));
-        for round in missing.chunks(ROLLING_ROUND) {
-            let wanted: Vec<_> = round.iter().map(|block| (*block, entries.get(*block).to_le_bytes())).collect();
-            roll_round(job, search, &wanted, &unknown, &left)?;
-        }
-        Ok(())
-    })
-    .await
+    let budget = Arc::new(AtomicI64::new(i64::try_from(job.scan_budget).unwrap_or(i64::MAX)));
+    let unknown = Arc::new(unknown);
+    let look = async |blocks: Vec<u32>| {
+        entries::fetch(&job.link, &job.stop, section, &entries, &runs_of(blocks.iter().copied())).await?;
+        let (entries, unknown, budget) = (entries.clone(), unknown.clone(), budget.clone());
+        on_search(job, search, move |job, search| {
+            for round in blocks.chunks(ROLLING_ROUND) {
+                let wanted = round.iter().map(|block| {
+                    let (entry, hash) = (entries.get(*block).to_le_bytes(), search.hashes.get(*block));
+                    Wanted { block: *block, entry, hash }
+                });
+                roll_round(job, search, &Rolling::new(wanted), &unknown, &budget)?;
+            }
+            Ok(blocks.len() - search.missing(blocks).len())
+        })
+        .await
+    };
+    let (tried, rest) = rolling::trial(&missing);
+    let of = tried.len();
+    if rolling::pays(look(tried).await?, of) {
+        look(rest).await?;
+    }
+    Ok(())
 }
 
 fn roll_round(
     job: &Job,
     search: &Search,
-    wanted: &[(u32, [u8; 8])],
+    rolling: &Rolling,
     unknown: &[Run],
     left: &AtomicI64,
 ) -> Result<(), JobError> {
-    let Some(rolling) = Rolling::new(wanted) else { return Ok(()) };
-    let index = rolling.index();
     let slices = slices(unknown, byte_of(active_blocks(job)));
     job.on_threads(slices.len() as u32, |at| {
         let Some((start, end)) = slices.get(at as usize).copied() else { return Ok(()) };
-        if left.fetch_sub((end - start) as i64, Ordering::Relaxed) <= 0 {
+        if rolling.left() == 0 || left.fetch_sub((end - start) as i64, Ordering::Relaxed) <= 0 {
             return Ok(());
         }
         let mut bytes = vec![0; (end - start) as usize];
         job.stage.read_active(start, &mut bytes)?;
-        for found in index.search(&bytes) {
-            let block = bytes.get(found.offset..found.offset + BLOCK as usize).unwrap_or(&[]);
-            if search.undecided(found.block) && search.hashes.get(found.block) == block_hash(block) {
-                search.decide(found.block, decision::ACTIVE, start + found.offset as u64);
-            }
-        }
+        rolling.search(&bytes, |block, offset| search.decide(block, decision::ACTIVE, start + offset as u64));
         Ok(())
     })
 }

@@ -70,12 +70,15 @@ impl Session {
     pub(super) async fn grain_hashes(
         &self,
         image: ImageId,
-        seed: u32,
-        width: u8,
+        (seed, width): (u32, u8),
+        mask: u8,
         runs: Vec<Run>,
     ) -> Result<Reply, Refusal> {
         let hash = GrainHash::new(seed, width).map_err(|error| Refusal::new(Reason::BadRequest, error.to_string()))?;
-        let hashes = self.hub.store.grain_hashes(image, runs, hash).await.map_err(store)?;
+        if mask == 0 {
+            return Err(Refusal::new(Reason::BadRequest, "a mask of 0 names no grain; 255 names all"));
+        }
+        let hashes = self.hub.store.grain_hashes(image, runs, hash, mask).await.map_err(store)?;
         Ok(Reply { answer: Answer::GrainHashes { grains: hashes.count }, body: pieces(hashes) })
     }
 

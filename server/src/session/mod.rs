@@ -324,7 +324,9 @@ impl Session {
             Request::Object { name, offset, length } => self.object(name, offset, length).await,
             Request::Plan { base, target, prefer } => self.plan(base, target, prefer).await,
             Request::Blocks { image, runs } => self.blocks(image, runs).await,
-            Request::GrainHashes { image, seed, width, runs } => self.grain_hashes(image, seed, width, runs).await,
+            Request::GrainHashes { image, seed, width, mask, runs } => {
+                self.grain_hashes(image, (seed, width), mask, runs).await
+            }
             Request::Grains { image, runs, .. } => self.grains(image, runs, body).await,
             Request::Nearest { target, .. } => self.nearest(target, body).await,
             Request::Trees { image } => self.trees(image),

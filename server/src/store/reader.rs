@@ -10,7 +10,7 @@ use futures::stream::{self, BoxStream, Stream, StreamExt};
 use goldsync_proto::block::{Geometry, Run, byte_of};
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::grain::{GrainHash, select};
-use goldsync_proto::limits::{BLOCK, BLOCKS_PER_REQUEST, BLOCKS_RUNS_MAX, GRAINS, PACK_RAW_MAX};
+use goldsync_proto::limits::{BLOCK, BLOCKS_PER_REQUEST, BLOCKS_RUNS_MAX, PACK_RAW_MAX};
 use goldsync_proto::pack::{Chain, write_frame_after};
 
 use super::files::blocking;
@@ -58,18 +58,19 @@ impl Store {
         Ok(Blocks { count, frames: chained(selected).boxed() })
     }
 
-    /// The hashes of all grains of the blocks of `runs`.
+    /// The hashes of those grains of the blocks of `runs` that `mask` names.
     pub async fn grain_hashes(
         self: &Arc<Self>,
         image: ImageId,
         runs: Vec<Run>,
         hash: GrainHash,
+        mask: u8,
     ) -> Result<Blocks, StoreError> {
         let layout = self.asked_for(image).await?;
-        let count = check_runs(layout.geometry(), &runs)? * GRAINS as u64;
+        let count = check_runs(layout.geometry(), &runs)? * u64::from(mask.count_ones());
         let signed = self.clone().raw(image, layout, runs).map(move |raw| async move {
             let raw = raw?;
-            blocking(move || Ok(Bytes::from(hash.sign(&raw)))).await
+            blocking(move || Ok(Bytes::from(hash.sign(&raw, mask)))).await
         });
         Ok(Blocks { count, frames: signed.buffered(AHEAD).boxed() })
     }

@@ -4,20 +4,19 @@
 //! hashes and the frames are the very same code. Requests' own heads are left to the transport's estimate.
 
 use std::collections::HashSet;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use goldsync_proto::block::{Geometry, Run, runs_of};
 use goldsync_proto::digest::DIGEST_LEN;
-use goldsync_proto::grain::{GrainHash, select, width_for, write_masks};
+use goldsync_proto::grain::{self, GrainHash, select, width_for, write_masks};
 use goldsync_proto::limits::{BLOCK, BLOCKS_PER_REQUEST, GRAIN_ROUND, GRAINS, REGION, ROLLING_ROUND};
 use goldsync_proto::make::gather_bytes;
 use goldsync_proto::pack::{Chain, write_frame_after};
 use goldsync_proto::scan::aligned::BlockIndex;
 use goldsync_proto::scan::grains::{Grains, is_last_round};
-use goldsync_proto::scan::rolling::Rolling;
+use goldsync_proto::scan::rolling::{self, Rolling, Wanted};
 use goldsync_proto::scan::slices;
-use goldsync_proto::signature::{BlockHashes, Signature, block_hash, zero_hash};
+use goldsync_proto::signature::{BlockHashes, Signature, zero_hash};
 use goldsync_proto::verity::{Derived, runs_derived};
 
 use super::on_threads;
@@ -149,70 +148,106 @@ impl Search<'_> {
         if blocks * 2 <= missing.len() {
             return missing;
         }
-        self.came.signature += missing.len() as u64 * 8;
         let slices = slices(&unknown, self.old.len() as u64);
+        let (tried, rest) = rolling::trial(&missing);
+        if rolling::pays(self.roll_for(&tried, section, &slices), tried.len()) {
+            self.roll_for(&rest, section, &slices);
+        }
+        self.missing()
+    }
+
+    /// Looks for some of the blocks; how many of them are here now.
+    fn roll_for(&mut self, blocks: &[u32], section: &[u8], slices: &[(u64, u64)]) -> usize {
+        self.came.signature += blocks.len() as u64 * 8;
         let (entries, _) = section.as_chunks::<8>();
-        for round in missing.chunks(ROLLING_ROUND) {
-            let wanted: Vec<_> =
-                round.iter().filter_map(|block| Some((*block, *entries.get(*block as usize)?))).collect();
-            let Some(rolling) = Rolling::new(&wanted) else { continue };
-            let index = rolling.index();
-            let found = on_threads(&slices, |(start, end)| {
+        for round in blocks.chunks(ROLLING_ROUND) {
+            let wanted = round.iter().filter_map(|block| {
+                let (entry, hash) = (*entries.get(*block as usize)?, self.hashes.get(*block)?);
+                Some(Wanted { block: *block, entry, hash })
+            });
+            let rolling = Rolling::new(wanted);
+            let found = on_threads(slices, |(start, end)| {
+                let mut found = Vec::new();
                 let bytes = self.old.get(*start as usize..*end as usize).unwrap_or(&[]);
-                let golden = |block: u32, offset: usize| {
-                    let bytes = bytes.get(offset..offset + BLOCK as usize);
-                    bytes.is_some_and(|bytes| self.hashes.get(block) == Some(block_hash(bytes)))
-                };
-                let found = index.search(bytes).into_iter().filter(|found| golden(found.block, found.offset));
-                found.map(|found| found.block).collect::<Vec<_>>()
+                rolling.search(bytes, |block, _| found.push(block));
+                found
             });
             for block in found.into_iter().flatten() {
                 self.came.off_grid += u64::from(self.found.get(block as usize) == Some(&false));
                 self.find(block);
             }
         }
-        self.missing()
+        blocks.iter().filter(|block| self.found.get(**block as usize) == Some(&true)).count()
     }
 
     /// Eighths of what is still missing, each content once: the blocks to ask for, and of each what is lacking.
     fn grains(&mut self, missing: &[u32]) -> (Vec<u32>, Vec<u8>) {
         let mut seen = HashSet::new();
         let leaders: Vec<u32> = missing.iter().copied().filter(|block| seen.insert(self.hashes.get(*block))).collect();
-        let mut masks = vec![0xFF_u8; leaders.len()];
+        let masks = vec![grain::ALL; leaders.len()];
         let Ok(hash) = GrainHash::new(1, width_for(self.old.len() as u64)) else { return (leaders, masks) };
         let all: Vec<Run> =
             runs_of((0_u32..).zip(self.old.as_chunks::<{ BLOCK as usize }>().0).filter(not_zero).map(|(at, _)| at));
         let slices = slices(&all, self.old.len() as u64);
-        for (round, blocks) in leaders.chunks(GRAIN_ROUND).enumerate() {
-            let base = round * GRAIN_ROUND * GRAINS;
-            let wire: Vec<u8> =
-                blocks.iter().flat_map(|block| hash.sign(&gather_bytes(self.new, [(*block, 1)]))).collect();
-            self.came.signature += wire.len() as u64;
-            let here = self.round(hash, base as u32, &wire, &slices);
-            for grain in &here {
-                if let Some(mask) = masks.get_mut(*grain as usize / GRAINS) {
-                    *mask &= !(1 << (*grain as usize % GRAINS));
-                }
-            }
-            if is_last_round(here.len() as u32, (blocks.len() * GRAINS) as u32) {
+        let mut mosaic = Mosaic { old: self.old, new: self.new, hash, slices, leaders, masks, asked: 0 };
+        mosaic.find();
+        self.came.signature += mosaic.asked;
+        (mosaic.leaders, mosaic.masks)
+    }
+}
+
+/// Blocks, and which of their grains are lacking.
+struct Mosaic<'a> {
+    old: &'a [u8],
+    new: &'a [u8],
+    hash: GrainHash,
+    /// Where OLD is not zero.
+    slices: Vec<(u64, u64)>,
+    leaders: Vec<u32>,
+    masks: Vec<u8>,
+    /// Bytes of hashes.
+    asked: u64,
+}
+
+impl Mosaic<'_> {
+    fn find(&mut self) {
+        for first in (0..self.leaders.len()).step_by(GRAIN_ROUND) {
+            let round: Vec<usize> = (first..self.leaders.len()).take(GRAIN_ROUND).collect();
+            let (zeros, found) = self.look(&round, grain::PROBES);
+            let holding: HashSet<usize> = found.iter().map(|grain| *grain as usize / GRAINS).collect();
+            let blocks = self.leaders.get(first..first + round.len()).unwrap_or(&[]);
+            let promising = grain::promising(blocks, |at| holding.contains(&(first + at)));
+            self.look(&promising.into_iter().map(|at| first + at).collect::<Vec<_>>(), !grain::PROBES);
+            let here = zeros.len() + found.len();
+            if is_last_round(here as u32, round.len() as u32 * grain::PROBES.count_ones()) {
                 break;
             }
         }
-        (leaders, masks)
     }
 
-    /// The grains of one round that are zero or lie in OLD.
-    fn round(&self, hash: GrainHash, base: u32, wire: &[u8], slices: &[(u64, u64)]) -> Vec<u32> {
-        let wanted = || (base..).zip(hash.read(wire));
-        let grains = Grains::new(hash, wanted());
-        let zeros = wanted().filter(|(_, value)| *value == hash.zero()).map(|(grain, _)| grain);
-        let here = Mutex::new(zeros.collect::<Vec<u32>>());
-        on_threads(slices, |(start, end)| {
+    /// Looks for those grains that `mask` names, of blocks by their indices: the numbers of those that are zero, and of those
+    /// that lie in OLD. Neither is lacking any more.
+    fn look(&mut self, indices: &[usize], mask: u8) -> (Vec<u32>, Vec<u32>) {
+        let blocks = indices.iter().filter_map(|at| self.leaders.get(*at));
+        let sign = |block: &u32| self.hash.sign(&gather_bytes(self.new, [(*block, 1)]), mask);
+        let wire: Vec<u8> = blocks.flat_map(sign).collect();
+        self.asked += wire.len() as u64;
+        let number = |at: &usize| grain::named(mask).map(|grain| (at * GRAINS + grain) as u32).collect::<Vec<_>>();
+        let wanted: Vec<(u32, u64)> = indices.iter().flat_map(number).zip(self.hash.read(&wire)).collect();
+        let zeros = wanted.iter().filter(|(_, value)| *value == self.hash.zero()).map(|(grain, _)| *grain).collect();
+        let grains = Grains::new(self.hash, wanted);
+        let found = on_threads(&self.slices, |(start, end)| {
             let (bytes, mut found) = (self.old.get(*start as usize..*end as usize).unwrap_or(&[]), Vec::new());
             grains.search(bytes, |grain, _| found.push(grain));
-            here.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend(found);
+            found
         });
-        here.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+        let here: (Vec<u32>, Vec<u32>) = (zeros, found.concat());
+        for grain in here.0.iter().chain(&here.1) {
+            if let Some(mask) = self.masks.get_mut(*grain as usize / GRAINS) {
+                *mask &= !(1 << (*grain as usize % GRAINS));
+            }
+        }
+        here
     }
 }
 
