@@ -11,10 +11,12 @@
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use goldsync_proto::block::{Geometry, Run, byte_of, runs_of};
 use goldsync_proto::limits::{BLOCK, REGION};
 use goldsync_proto::signature::{block_hash, zero_hash};
+use goldsync_proto::verity::Derived;
 
 use crate::job::Hashes;
 use crate::journal::Blocks;
@@ -68,8 +70,10 @@ pub struct Stage {
     before: Before,
     /// Bytes that the standby slot had when this run began: beyond them there is nothing to compare with.
     old_len: u64,
-    /// Blocks written, skipped, repaired.
+    /// Blocks written, skipped, repaired, derived.
     pub tally: Tally,
+    /// What derives from other blocks of the standby slot, and is right if those are.
+    derived: Mutex<Vec<Derived>>,
     unsynced: AtomicU64,
 }
 
@@ -93,6 +97,8 @@ pub struct Tally {
     pub skipped: AtomicU64,
     /// Drifted blocks that were fetched.
     pub repaired: AtomicU64,
+    /// Blocks that were derived; of those written or skipped.
+    pub derived: AtomicU64,
 }
 
 impl Tally {
@@ -115,7 +121,8 @@ impl Stage {
         let golden = Words::temporary(state, blocks).map_err(|error| StageError::Scratch { blocks, error })?;
         let old_len = standby.len()?.min(geometry.size());
         standby.set_len(geometry.size())?;
-        Ok(Self { standby, active, geometry, golden, before, old_len, tally: Tally::default(), unsynced: 0.into() })
+        let (tally, derived, unsynced) = Default::default();
+        Ok(Self { standby, active, geometry, golden, before, old_len, tally, derived, unsynced })
     }
 
     /// Whether the standby slot may hold golden blocks that the active slot does not.
@@ -141,6 +148,23 @@ impl Stage {
                 self.learn(index, block_hash(block));
             }
         }
+        self.write_unequal(first, bytes)
+    }
+
+    /// Remembers what derives; it is put by [`Stage::put_derived`] when the rest is there.
+    pub fn set_derived(&self, derived: Vec<Derived>) {
+        let count = derived.iter().map(Derived::count).sum();
+        self.tally.derived.store(count, Ordering::Relaxed);
+        *self.derived.lock().unwrap_or_else(PoisonError::into_inner) = derived;
+    }
+
+    /// What derives.
+    pub fn derived(&self) -> Vec<Derived> {
+        self.derived.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts derived blocks in their place. Nothing is learned: what they were derived from may be wrong.
+    pub fn put_derived(&self, first: u32, bytes: &[u8]) -> Result<(), StageError> {
         self.write_unequal(first, bytes)
     }
 

@@ -19,6 +19,7 @@ use goldsync_proto::digest::ImageId;
 use goldsync_proto::limits::{BLOCK, TRUST_BYTES_MAX, TRUST_FILE_MAX, TRUST_FILES_MAX};
 use goldsync_proto::plan::{Plan, Source as From, Step};
 use goldsync_proto::release::{Manifest, ManifestError, ReleaseRef};
+use goldsync_proto::verity::Derived;
 use goldsync_proto::wire::{Account, Answer, Outcome, Phase, Progress, Request};
 use tokio_util::sync::CancellationToken;
 
@@ -505,6 +506,7 @@ impl Begun {
             written: count(|tally| &tally.written),
             skipped: count(|tally| &tally.skipped),
             repaired: count(|tally| &tally.repaired),
+            derived: count(|tally| &tally.derived),
             ..Account::default()
         };
         self.finish(ctx, account)
@@ -542,8 +544,8 @@ pub(crate) async fn stage_repair(ctx: &Context, target: &Manifest) -> Result<Acc
     let work = async {
         if known {
             let steps = vec![Step::Copy { source: From::Active, from: 0, count: geometry.blocks() }];
-            let (base, target, objects, packs) = (Some(target.image), target.image, vec![], vec![]);
-            let plan = Plan { base, target, geometry, steps, objects, packs };
+            let (base, target) = (Some(target.image), target.image);
+            let plan = Plan { base, target, geometry, steps, objects: vec![], packs: vec![], trees: vec![] };
             job.blocking(move |job| plan::make_local(job, &plan)).await
         } else {
             by_signature(ctx, &job).await.map(|_| ())
@@ -690,14 +692,19 @@ async fn make(ctx: &Context, job: &Arc<Job>) -> Result<&'static str, JobError> {
     }
 }
 
-/// Local steps and packs at the same time: they write different blocks.
+/// Local steps and packs at the same time: they write different blocks. What derives from those comes last.
 async fn carry_out(ctx: &Context, job: &Arc<Job>, plan: Plan) -> Result<(), JobError> {
     ctx.tell(Event::Phase(Phase::Fetch));
     check_space(job, &plan)?;
     let plan = Arc::new(plan);
     let local = plan.clone();
     tokio::try_join!(job.blocking(move |job| plan::make_local(job, &local)), fetch::packs::run(job, &plan),)?;
-    Ok(())
+    derive(job, plan.derived()).await
+}
+
+async fn derive(job: &Arc<Job>, derived: Vec<Derived>) -> Result<(), JobError> {
+    job.stage.set_derived(derived);
+    job.blocking(plan::derive::run).await
 }
 
 /// Plans by the signature and carries it out; `false` if next to nothing of the golden image is here, and a cold fetch is
@@ -712,6 +719,7 @@ async fn by_signature(ctx: &Context, job: &Arc<Job>) -> Result<bool, JobError> {
     ctx.tell(Event::Phase(Phase::Fetch));
     check_space(job, &own.plan)?;
     let plan::own::Own { plan, followers, mosaic } = own;
+    let derived = plan.derived();
     // In this order: what the standby slot holds is a source until it is moved.
     job.blocking(move |job| plan::make_local(job, &plan)).await?;
     let put = with_followers(followers);
@@ -720,6 +728,7 @@ async fn by_signature(ctx: &Context, job: &Arc<Job>) -> Result<bool, JobError> {
         tracing::info!(blocks = broken.len(), "put together wrongly by a hash that was too short; fetching them whole");
     }
     fetch::blocks(job, job.target.image, &runs_of(broken), put).await?;
+    derive(job, derived).await?;
     Ok(true)
 }
 

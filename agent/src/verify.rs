@@ -6,7 +6,8 @@
 //!            └──── fetch those ◀── which blocks are wrong? by the golden hashes known here, or by the signed subtrees
 //! ```
 //! This is the one gate before the swap, and it does not care how the bytes came there: a drifted base, a lying server, a
-//! broken plan, a collision and a bad disk all end here, mended or with an error.
+//! broken plan, a collision and a bad disk all end here, mended or with an error. What was derived from wrong blocks is derived
+//! again; what is wrong although they are right was derived by a wrong plan, and is fetched like all else.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +17,7 @@ use goldsync_proto::digest::{DIGEST_LEN, ImageId};
 use goldsync_proto::image::{id_of_regions, region_hash};
 use goldsync_proto::limits::BLOCK;
 use goldsync_proto::signature::{block_hash, read_subtrees};
+use goldsync_proto::verity::runs_derived;
 use tokio_util::sync::CancellationToken;
 
 use crate::fetch;
@@ -71,21 +73,53 @@ pub fn hash_regions(
     Ok((id, regions))
 }
 
-/// Fetches what is wrong: block by block where the golden hashes tell, else whole regions that the signed subtrees tell.
+/// Fetches what is wrong: block by block where the golden hashes tell, else what the signed subtrees tell.
 async fn mend(job: &Arc<Job>, regions: Vec<RegionHash>) -> Result<(), JobError> {
-    let mut wrong = job.blocking(|job| wrong_blocks(job, 0..job.geometry.regions())).await?;
-    if wrong.is_empty() {
-        let section = plan::own::subtrees(job).await?;
-        let golden = read_subtrees(job.geometry, job.target.image, &section).unwrap_or_default();
-        let differ = (0_u32..).zip(golden.iter().zip(&regions)).filter(|(_, (golden, got))| golden != got);
-        wrong = differ.flat_map(|(region, _)| job.geometry.region_blocks(region)).collect();
+    let wrong = job.blocking(|job| wrong_blocks(job, 0..job.geometry.regions())).await?;
+    if !wrong.is_empty() {
+        tracing::info!(blocks = wrong.len(), "the standby slot is not golden yet; fetching the wrong blocks");
+        // A derived block of which a hash is known is fetched, and with it all that may be wrong by it: nothing is left to derive.
+        if !derived_of(job, &wrong).is_empty() {
+            forget_derived(job, &wrong);
+        }
+        fetch_wrong(job, wrong).await?;
+        return job.blocking(plan::derive::run).await;
+    }
+    let section = plan::own::subtrees(job).await?;
+    let golden = read_subtrees(job.geometry, job.target.image, &section).unwrap_or_default();
+    let differ = (0_u32..).zip(golden.iter().zip(&regions)).filter(|(_, (golden, got))| golden != got);
+    let mut wrong: Vec<u32> = differ.flat_map(|(region, _)| job.geometry.region_blocks(region)).collect();
+    let derived = derived_of(job, &wrong);
+    forget_derived(job, &wrong);
+    if derived.is_empty() {
+        tracing::info!(blocks = wrong.len(), "the standby slot is not golden yet; fetching the wrong regions");
         // What was believed of these blocks led nowhere.
         wrong.iter().for_each(|block| job.stage.learn(*block, 0));
+    } else {
+        tracing::warn!(blocks = derived.len(), "blocks that the plan derives are not golden; fetching them plainly");
+        wrong = derived;
     }
-    tracing::info!(blocks = wrong.len(), "the standby slot is not golden yet; fetching the wrong blocks");
+    fetch_wrong(job, wrong).await
+}
+
+async fn fetch_wrong(job: &Arc<Job>, wrong: Vec<u32>) -> Result<(), JobError> {
     job.stage.tally.repaired.fetch_add(wrong.len() as u64, Ordering::Relaxed);
     let runs = runs_of(wrong);
     fetch::blocks(job, job.target.image, &runs, |job, first, bytes| Ok(job.stage.put(first, bytes)?)).await
+}
+
+/// Which of `blocks`, ascending, derive.
+fn derived_of(job: &Job, blocks: &[u32]) -> Vec<u32> {
+    let derived = runs_derived(&job.stage.derived()).into_iter().flat_map(|(first, count)| first..first + count);
+    derived.filter(|block| blocks.binary_search(block).is_ok()).collect()
+}
+
+/// Derives nothing any more: `blocks` are about to be fetched.
+fn forget_derived(job: &Job, blocks: &[u32]) {
+    let (count, taken) = (&job.stage.tally.derived, derived_of(job, blocks).len() as u64);
+    let left = count.load(Ordering::Relaxed).saturating_sub(taken);
+    job.stage.set_derived(Vec::new());
+    count.store(left, Ordering::Relaxed);
 }
 
 /// Blocks of the standby slot whose hash is known and is another.

@@ -261,6 +261,7 @@ fn plans(bench: &mut Bench, data: &Data) -> Result<()> {
         geometry: geometry(bytes),
         bytes,
         hashes: BlockHashes::new(hashes),
+        derived: &[],
     };
     let (base, target) = (image(&data.old, &old), image(&data.new, &new));
     let mut wire = 0;

@@ -44,7 +44,7 @@ fuzz_target!(|input: &[u8]| {
 
 fn image<'a>(bytes: &'a [u8], hashes: &'a [u8]) -> Image<'a> {
     let geometry = Geometry::new(bytes.len() as u64).expect("whole blocks");
-    Image { id: ImageId::of(bytes), geometry, bytes, hashes: BlockHashes::new(hashes) }
+    Image { id: ImageId::of(bytes), geometry, bytes, hashes: BlockHashes::new(hashes), derived: &[] }
 }
 
 fn apply(plan: &Plan, base: &[u8], object: &[u8]) -> Vec<u8> {

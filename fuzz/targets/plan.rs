@@ -4,6 +4,7 @@
 
 use goldsync_proto::limits::{BLOCK, IMAGE_MAX, PACK_RAW_MAX, PREFIX_MAX};
 use goldsync_proto::plan::{Plan, Step};
+use goldsync_proto::verity::Tree;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
@@ -23,7 +24,10 @@ fuzz_target!(|input: &[u8]| {
 fn promises(plan: &Plan) {
     let made: u64 = plan.steps.iter().map(|step| u64::from(step.count())).sum();
     assert_eq!(made * BLOCK, plan.geometry.size(), "the steps cover the target");
+    let mut next = 0;
     for step in &plan.steps {
+        let first = next;
+        next += step.count();
         match *step {
             Step::Patch { pack, from, count } => {
                 let raw = u64::from(plan.packs[pack as usize].raw_len);
@@ -32,6 +36,14 @@ fn promises(plan: &Plan) {
             Step::Copy { from, count, .. } => assert!((u64::from(from) + u64::from(count)) * BLOCK <= IMAGE_MAX),
             Step::CopyBytes { from, count, .. } => assert!(from + u64::from(count) * BLOCK <= IMAGE_MAX),
             Step::Zero { .. } => {}
+            Step::Derive { count } => {
+                for block in [first, first + count - 1] {
+                    let of = |tree: &&Tree| tree.below(block).is_some();
+                    let tree = plan.trees.iter().find(of).expect("a tree's block");
+                    let (below, count) = tree.below(block).expect("a tree's block");
+                    assert!(plan.geometry.holds(below, count), "{tree:?}");
+                }
+            }
             Step::Keep { .. } | Step::Fetch { .. } => panic!("{step:?} does not travel"),
         }
     }

@@ -40,7 +40,7 @@ fn main() -> Result<(), Error> {
 
 fn image<'a>(bytes: &'a [u8], hashes: &'a [u8]) -> Result<Image<'a>, Error> {
     let geometry = Geometry::new(bytes.len() as u64)?;
-    Ok(Image { id: ImageId::of(bytes), geometry, bytes, hashes: BlockHashes::new(hashes) })
+    Ok(Image { id: ImageId::of(bytes), geometry, bytes, hashes: BlockHashes::new(hashes), derived: &[] })
 }
 
 fn measure(name: &str, base: Image<'_>, target: Image<'_>, effort: Effort) -> Result<(), Error> {

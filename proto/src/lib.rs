@@ -4,6 +4,7 @@
 //! image ─▶ block ─▶ signature ─▶ plan ─▶ pack
 //!              grain ─┐ ▲   sketch  ▲
 //!                     └┴── scan ───┘          wire: who may say what when
+//!                          verity ┘
 //! ```
 //! This crate knows no clock, socket or path and no async runtime. Nothing in it can block, so all of it can be
 //! tested without waiting, and fuzzed. Every decoder is total: it returns an error, it never panics, and it never
@@ -27,4 +28,5 @@ pub mod sketch;
 mod testing;
 pub mod trust;
 pub mod units;
+pub mod verity;
 pub mod wire;

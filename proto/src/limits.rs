@@ -39,7 +39,7 @@ pub const PREFIX_MAX: usize = 4 << 20;
 pub const PREFIX_RUNS_MAX: usize = 64;
 
 // A node holds a plan whole, and promises to do with 64 MiB for any image, whatever a server sends. While it reads one it
-// holds it packed, unpacked, and as what it says: together these six bounds allow 30 MiB, which leaves as much for carrying
+// holds it packed, unpacked, and as what it says: together these seven bounds allow 30 MiB, which leaves as much for carrying
 // it out. `plan::tests::a_plan_that_is_as_large_as_allowed_fits_a_nodes_memory` adds it up.
 
 /// A plan as it travels (compressed). A plan above it is not worth having: plan by the signature, or fetch blocks.
@@ -59,6 +59,18 @@ pub const PLAN_RUNS_MAX: usize = 512 << 10;
 
 /// Objects that a plan's packs may lie in.
 pub const PLAN_OBJECTS_MAX: usize = 16 << 10;
+
+/// Hash trees that a plan derives blocks by: each has a partition of its own, of which a disk has few. 300 bytes each.
+pub const PLAN_TREES_MAX: usize = 64;
+
+/// Bytes of a hash tree's salt: what a dm-verity superblock has room for.
+pub const SALT_MAX: usize = 256;
+
+/// Entries of a partition table that are looked at: what every tool makes.
+pub const PARTITIONS_MAX: usize = 128;
+
+/// Runs of derived blocks that are kept of one hash tree. A sound one has one.
+pub const TREE_RUNS_MAX: usize = 256;
 
 /// Runs in one request for blocks, and blocks in all of them: 8 MiB, a few round trips' worth at 1 Gbit/s.
 pub const BLOCKS_RUNS_MAX: usize = 2048;

@@ -18,13 +18,14 @@ use crate::pack::{self, Codec, delta, hash16, patch};
 use crate::plan::{Pack, Plan, PlanError, Source, Step, fits};
 use crate::scan::aligned::BlockIndex;
 use crate::signature::{BlockHashes, zero_hash};
+use crate::verity::{Derived, runs_derived};
 
 mod search;
 mod votes;
 
 pub use votes::Votes;
 
-/// An image whose bytes and section `blocks` are at hand.
+/// An image whose bytes, section `blocks` and hash trees are at hand.
 #[derive(Clone, Copy, Debug)]
 pub struct Image<'a> {
     /// Its id.
@@ -35,6 +36,8 @@ pub struct Image<'a> {
     pub bytes: &'a [u8],
     /// The section `blocks`.
     pub hashes: BlockHashes<'a>,
+    /// What of it derives from the rest; a target's only.
+    pub derived: &'a [Derived],
 }
 
 /// How hard to try.
@@ -102,7 +105,9 @@ pub fn pair<E: From<PlanError>>(
         packs.push(pack);
     }
     let objects = if packs.is_empty() { vec![] } else { vec![Digest(*name.finalize().as_bytes())] };
-    Ok(Plan { base: Some(base.id), target: target.id, geometry: target.geometry, steps, objects, packs })
+    let trees = target.derived.iter().map(|derived| derived.tree.clone()).collect();
+    let (base, target, geometry) = (Some(base.id), target.id, target.geometry);
+    Ok(Plan { base, target, geometry, steps, objects, packs, trees }.with_trees_in_use())
 }
 
 /// The literal blocks of one pack, and the base blocks that lie near them.
@@ -112,10 +117,11 @@ struct Gathered {
     near: Vec<u32>,
 }
 
-/// Settles every target block: equal at the same offset, zero, equal elsewhere, seen already in a pack, or literal.
+/// Settles every target block: equal at the same offset, zero, equal elsewhere, derived, seen already in a pack, or literal.
 fn match_blocks(base: Image<'_>, target: Image<'_>, effort: Effort) -> Result<(Vec<Step>, Vec<Gathered>), PlanError> {
     let index = BlockIndex::new(base.hashes, 0..base.hashes.len());
-    let mut matcher = Matcher { base, index, effort, steps: Vec::new(), packs: Vec::new(), seen: HashMap::new() };
+    let (derived, steps, packs) = (runs_derived(target.derived), Vec::new(), Vec::new());
+    let mut matcher = Matcher { base, index, effort, derived, steps, packs, seen: HashMap::new() };
     for (block, hash) in (0..).zip(target.hashes.iter()) {
         matcher.settle(block, hash);
         fits("steps", matcher.steps.len(), PLAN_STEPS_MAX)?;
@@ -128,6 +134,8 @@ struct Matcher<'a> {
     base: Image<'a>,
     index: BlockIndex<'a>,
     effort: Effort,
+    /// What derives, ascending.
+    derived: Vec<Run>,
     steps: Vec<Step>,
     packs: Vec<Gathered>,
     /// Literal blocks by hash: pack, and block in it.
@@ -139,7 +147,10 @@ impl Matcher<'_> {
         if hash == zero_hash() {
             self.push(Step::Zero { count: 1 });
         } else if let Some(from) = self.copy_source(block, hash) {
+            // Also of what derives: a copy reads one block where deriving reads 128.
             self.push(Step::Copy { source: Source::Active, from, count: 1 });
+        } else if self.derives(block) {
+            self.push(Step::Derive { count: 1 });
         } else {
             let (pack, from) = match self.seen.get(&hash) {
                 Some(place) => *place,
@@ -147,6 +158,11 @@ impl Matcher<'_> {
             };
             self.push(Step::Patch { pack, from, count: 1 });
         }
+    }
+
+    fn derives(&self, block: u32) -> bool {
+        let before = self.derived.partition_point(|(first, _)| *first <= block);
+        before.checked_sub(1).and_then(|at| self.derived.get(at)).is_some_and(|(first, count)| block - first < *count)
     }
 
     /// The same offset costs no write where the standby slot holds the base; going on where the last copy ended keeps the
@@ -194,6 +210,7 @@ impl Matcher<'_> {
         if let Some(last) = self.steps.last_mut() {
             let joined = match (*last, step) {
                 (Step::Zero { count }, Step::Zero { .. }) => Some(Step::Zero { count: count + 1 }),
+                (Step::Derive { count }, Step::Derive { .. }) => Some(Step::Derive { count: count + 1 }),
                 (Step::Copy { source, from, count }, Step::Copy { from: next, .. }) if from + count == next => {
                     Some(Step::Copy { source, from, count: count + 1 })
                 }
@@ -348,6 +365,7 @@ fn choose_prefix(base: Geometry, raw: &[u8], gathered: &Gathered, votes: &Votes,
 mod tests {
     use super::*;
     use crate::signature::sign_blocks;
+    use crate::verity::{self, tests::hash_area};
     use proptest::prelude::*;
 
     fn noise(blocks: usize, seed: u64) -> Vec<u8> {
@@ -360,8 +378,9 @@ mod tests {
 
     fn make_with(base: &[u8], target: &[u8], effort: Effort) -> (Plan, Vec<u8>) {
         let (base_hashes, target_hashes) = (sign_blocks(base), sign_blocks(target));
-        let mut object = Vec::new();
-        let plan = pair(image(base, &base_hashes), image(target, &target_hashes), effort, |wire| {
+        let (mut object, derived) = (Vec::new(), verity::find(target));
+        let target = Image { derived: &derived, ..image(target, &target_hashes) };
+        let plan = pair(image(base, &base_hashes), target, effort, |wire| {
             object.extend_from_slice(wire);
             Ok::<_, PlanError>(())
         });
@@ -370,7 +389,7 @@ mod tests {
 
     fn image<'a>(bytes: &'a [u8], hashes: &'a [u8]) -> Image<'a> {
         let geometry = Geometry::new(bytes.len() as u64).unwrap();
-        Image { id: ImageId::of(bytes), geometry, bytes, hashes: BlockHashes::new(hashes) }
+        Image { id: ImageId::of(bytes), geometry, bytes, hashes: BlockHashes::new(hashes), derived: &[] }
     }
 
     /// The plainest executor there is; the agent's own is tested against whole images.
@@ -393,10 +412,55 @@ mod tests {
                 Step::Copy { from, count, .. } => out.extend(gather_bytes(base, [(from, count)])),
                 Step::Zero { count } => out.resize(out.len() + count as usize * BLOCK as usize, 0),
                 Step::Patch { pack, from, count } => out.extend(gather_bytes(&raw[pack as usize], [(from, count)])),
+                Step::Derive { count } => out.resize(out.len() + count as usize * BLOCK as usize, 0),
                 other => panic!("no server makes {other:?}"),
             }
         }
+        // Root last, as levels come.
+        for Derived { tree, runs } in plan.derived() {
+            let blocks = tree.levels().into_iter().flatten();
+            for block in
+                blocks.filter(|block| runs.iter().any(|(first, count)| (*first..first + count).contains(block)))
+            {
+                let made = tree.derive(&gather_bytes(&out, tree.below(block)));
+                out[block as usize * BLOCK as usize..][..BLOCK as usize].copy_from_slice(&made);
+            }
+        }
         out
+    }
+
+    /// Data with its hash tree behind it.
+    fn hashed(data: &[u8], salt: &[u8]) -> Vec<u8> {
+        [data, &hash_area(data, salt)].concat()
+    }
+
+    #[test]
+    fn a_hash_tree_does_not_travel() {
+        let data = noise(3000, 1);
+        let mut edited = data.clone();
+        edited[2_000_000] ^= 1;
+        // Another salt: no hash is the same. 24 leaves and a root are 100 KiB that no compressor shrinks.
+        let (base, target) = (hashed(&data, b"old"), hashed(&edited, b"new"));
+        let (plan, object) = make(&base, &target);
+        assert_eq!(plan.trees.len(), 1);
+        assert_eq!(plan.derived()[0].runs, [(3001, 25)]);
+        assert!(apply(&plan, &base, &object) == target);
+        assert!(object.len() < 1000, "{} bytes", object.len());
+        assert_eq!(Plan::decode(&plan.encode().unwrap()), Ok(plan));
+    }
+
+    #[test]
+    fn what_is_equal_in_the_base_is_copied_and_not_derived() {
+        let data = noise(3000, 1);
+        let mut edited = data.clone();
+        edited[2_000_000] ^= 1;
+        // The same salt: the leaf over block 488 is another, and so is the root.
+        let (base, target) = (hashed(&data, b"salt"), hashed(&edited, b"salt"));
+        let (plan, object) = make(&base, &target);
+        assert_eq!(plan.derived()[0].runs, [(3001, 1), (3002 + 488 / 128, 1)]);
+        assert!(apply(&plan, &base, &object) == target);
+        // Nothing to derive, nothing said of it.
+        assert_eq!(make(&target, &target).0.trees, []);
     }
 
     #[test]
@@ -444,7 +508,8 @@ mod tests {
         let hashes: Vec<u8> = (0..blocks).flat_map(|block| hash(block).to_le_bytes()).collect();
         let geometry = Geometry::new(blocks as u64 * BLOCK).unwrap();
         // No bytes: who looks at them has gone too far.
-        let target = Image { id: ImageId::of(b""), geometry, bytes: &[], hashes: BlockHashes::new(&hashes) };
+        let (id, hashes) = (ImageId::of(b""), BlockHashes::new(&hashes));
+        let target = Image { id, geometry, bytes: &[], hashes, derived: &[] };
         let empty = Image { hashes: BlockHashes::new(&[]), ..target };
         let made = pair(empty, target, Effort::QUICK, |_| panic!("a pack was made"));
         let (got, max) = (PLAN_STEPS_MAX + 1, PLAN_STEPS_MAX);

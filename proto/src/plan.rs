@@ -5,25 +5,30 @@
 //!
 //! On the wire (only plans that a server made travel; they know one source, the base):
 //! ```text
-//! u32 raw_len | zstd( "GSPL" u8 version=1 | u8 has_base [32 base] | 32 target | u64 size
+//! u32 raw_len | zstd( "GSPL" u8 version=2 | u8 has_base [32 base] | 32 target | u64 size
+//!                     trees:   count, each: data, data blocks, tree, hash type u8, salt: count, bytes
 //!                     objects: count, 32 each
 //!                     packs:   count, each: object, offset after the last pack's end (signed), wire_len, raw blocks,
 //!                              codec u8, wire_hash 16, raw_hash 16, prefix runs: count, each: first (signed delta), count
 //!                     steps:   count, each: varint(blocks << 3 | kind) and what the kind needs )
 //! kind 0 zero · 1 copy: source block, signed delta to where the last copy ended · 2 copy bytes: byte offset, likewise
 //!      3 patch: pack (signed delta to the last), block in it · 4 next: goes on where the last patch ended
+//!      5 derive: the tree that lies there says how
 //! ```
 //! All numbers without a width are varints. A plan is not signed and need not be: what it builds is proven by the image
 //! id before it can be booted. It can waste a node's time, within the bounds of `limits`, never its image.
+
+use std::ops::Range;
 
 use crate::block::{Geometry, GeometryError, Run};
 use crate::codec::{CodecError, Reader, Writer};
 use crate::digest::{Digest, ImageId};
 use crate::limits::{
     BLOCK, IMAGE_MAX, PACK_RAW_MAX, PLAN_OBJECTS_MAX, PLAN_PACKS_MAX, PLAN_RAW_MAX, PLAN_RUNS_MAX, PLAN_STEPS_MAX,
-    PLAN_WIRE_MAX, PREFIX_MAX, PREFIX_RUNS_MAX,
+    PLAN_TREES_MAX, PLAN_WIRE_MAX, PREFIX_MAX, PREFIX_RUNS_MAX,
 };
 use crate::pack::Codec;
+use crate::verity::{Derived, Tree, TreeError, apart};
 
 /// Something local that may hold wanted bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,6 +84,11 @@ pub enum Step {
         /// Blocks.
         count: u32,
     },
+    /// Blocks of the hash tree that lies there, made of the target's other blocks once those are there.
+    Derive {
+        /// Blocks.
+        count: u32,
+    },
 }
 
 impl Step {
@@ -90,7 +100,8 @@ impl Step {
             | Self::CopyBytes { count, .. }
             | Self::Zero { count }
             | Self::Patch { count, .. }
-            | Self::Fetch { count } => count,
+            | Self::Fetch { count }
+            | Self::Derive { count } => count,
         }
     }
 }
@@ -131,6 +142,9 @@ pub struct Plan {
     pub objects: Vec<Digest>,
     /// The packs, in the order in which they are first used.
     pub packs: Vec<Pack>,
+    /// The hash trees of the target that blocks are derived by. Neither they nor what they hash lie over each other: what a tree
+    /// is derived from was not derived itself, and all derived blocks together hash the target once at most.
+    pub trees: Vec<Tree>,
 }
 
 /// Why bytes are not a plan, or a plan not a good one.
@@ -181,6 +195,9 @@ pub enum PlanError {
         /// The limit.
         max: usize,
     },
+    /// A hash tree is impossible.
+    #[error("the plan's {0}")]
+    Tree(#[from] TreeError),
     /// A pack's numbers are impossible.
     #[error("pack {pack} of the plan: {why}")]
     Pack {
@@ -207,12 +224,13 @@ impl Plan {
         for (index, pack) in self.packs.iter().enumerate() {
             self.check_pack(pack).map_err(|why| PlanError::Pack { pack: index, why })?;
         }
+        let trees = apart(&self.trees, self.geometry)?;
         let mut made = 0_u64;
         for (index, step) in self.steps.iter().enumerate() {
             if step.count() == 0 {
                 return Err(PlanError::Empty { step: index });
             }
-            self.check_step(*step, made).map_err(|what| PlanError::Outside { step: index, what })?;
+            self.check_step(*step, made, &trees).map_err(|what| PlanError::Outside { step: index, what })?;
             made += u64::from(step.count());
         }
         let expected = self.geometry.blocks();
@@ -224,10 +242,11 @@ impl Plan {
         fits("objects", self.objects.len(), PLAN_OBJECTS_MAX)?;
         fits("packs", self.packs.len(), PLAN_PACKS_MAX)?;
         fits("steps", self.steps.len(), PLAN_STEPS_MAX)?;
+        fits("hash trees", self.trees.len(), PLAN_TREES_MAX)?;
         fits("prefix runs", self.packs.iter().map(|pack| pack.prefix.len()).sum(), PLAN_RUNS_MAX)
     }
 
-    fn check_step(&self, step: Step, made: u64) -> Result<(), &'static str> {
+    fn check_step(&self, step: Step, made: u64, trees: &[Range<u32>]) -> Result<(), &'static str> {
         let fits = |end: u64, max: u64, what| if end <= max { Ok(()) } else { Err(what) };
         match step {
             Step::Copy { source, from, count } => {
@@ -241,6 +260,11 @@ impl Plan {
             Step::Patch { pack, from, count } => {
                 let blocks = self.packs.get(pack as usize).ok_or("the list of packs")?.raw_len / BLOCK as u32;
                 fits(u64::from(from) + u64::from(count), u64::from(blocks), "its pack")
+            }
+            Step::Derive { count } => {
+                let end = made + u64::from(count);
+                let holds = |tree: &Range<u32>| u64::from(tree.start) <= made && end <= u64::from(tree.end);
+                if trees.iter().any(holds) { Ok(()) } else { Err("the hash trees") }
             }
             Step::Keep { .. } | Step::Zero { .. } | Step::Fetch { .. } => Ok(()),
         }
@@ -274,6 +298,24 @@ impl Plan {
             return Err("its prefix lies outside the largest image");
         }
         Ok(())
+    }
+
+    /// What it derives: the blocks of each tree, ascending.
+    pub fn derived(&self) -> Vec<Derived> {
+        let derives = |(first, step)| matches!(step, Step::Derive { .. }).then_some((first, step.count()));
+        let runs: Vec<Run> = self.placed().filter_map(derives).collect();
+        let of = |tree: &Tree| {
+            let range = tree.range();
+            let runs = runs.iter().filter(|(first, _)| range.contains(first)).copied().collect();
+            Derived { tree: tree.clone(), runs }
+        };
+        self.trees.iter().map(of).filter(|derived| !derived.runs.is_empty()).collect()
+    }
+
+    /// Leaves out the trees that no step needs.
+    pub fn with_trees_in_use(mut self) -> Self {
+        self.trees = self.derived().into_iter().map(|derived| derived.tree).collect();
+        self
     }
 
     /// Bytes that carrying it out fetches, its packs only.
@@ -318,7 +360,7 @@ pub(crate) fn fits(what: &'static str, got: usize, max: usize) -> Result<(), Pla
 }
 
 const MAGIC: &[u8; 4] = b"GSPL";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 mod kind {
     pub const ZERO: u64 = 0;
@@ -326,6 +368,7 @@ mod kind {
     pub const COPY_BYTES: u64 = 2;
     pub const PATCH: u64 = 3;
     pub const NEXT: u64 = 4;
+    pub const DERIVE: u64 = 5;
 }
 
 mod encode {
@@ -338,6 +381,8 @@ mod encode {
             out.bytes(base.0.as_bytes());
         }
         out.bytes(plan.target.0.as_bytes()).u64(plan.geometry.size());
+        out.varint(plan.trees.len() as u64);
+        plan.trees.iter().for_each(|tree| tree.write(&mut out));
         out.varint(plan.objects.len() as u64);
         plan.objects.iter().for_each(|object| _ = out.bytes(object.as_bytes()));
         out.varint(plan.packs.len() as u64);
@@ -366,6 +411,7 @@ mod encode {
             let mut head = |kind| _ = out.varint(u64::from(step.count()) << 3 | kind);
             match *step {
                 Step::Zero { .. } => head(kind::ZERO),
+                Step::Derive { .. } => head(kind::DERIVE),
                 Step::Copy { source: Source::Active, from, count } => {
                     head(kind::COPY);
                     out.signed(i64::from(from) - copy_end / BLOCK as i64);
@@ -412,6 +458,10 @@ mod decode {
         };
         let target = ImageId(Digest(input.array("target")?));
         let geometry = Geometry::new(input.u64("size")?)?;
+        // Five bytes: the least that a tree takes.
+        let trees = (0..input.count("hash trees", PLAN_TREES_MAX, 5)?)
+            .map(|_| Tree::from_plan(&mut input))
+            .collect::<Result<_, _>>()?;
         let objects = (0..input.count("objects", PLAN_OBJECTS_MAX, 32)?)
             .map(|_| input.array("object").map(Digest))
             .collect::<Result<_, _>>()?;
@@ -428,7 +478,7 @@ mod decode {
         }
         let steps = steps(&mut input)?;
         input.end("plan")?;
-        Ok(Plan { base, target, geometry, steps, objects, packs })
+        Ok(Plan { base, target, geometry, steps, objects, packs, trees })
     }
 
     fn one_pack(input: &mut Reader<'_>, end: u64) -> Result<Pack, PlanError> {
@@ -461,6 +511,7 @@ mod decode {
             let bytes = u64::from(blocks) * BLOCK;
             let step = match head & 7 {
                 kind::ZERO => Step::Zero { count: blocks },
+                kind::DERIVE => Step::Derive { count: blocks },
                 kind::COPY => {
                     let from = moved(input, "copy from", copy_end / BLOCK, BLOCKS_MAX)?;
                     copy_end = from * BLOCK + bytes;
@@ -500,6 +551,8 @@ mod decode {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::SALT_MAX;
+    use crate::verity::Salted;
     use proptest::prelude::*;
 
     fn example() -> Plan {
@@ -529,7 +582,60 @@ mod tests {
             ],
             objects: vec![Digest::of(b"packs")],
             packs: vec![pack(0, vec![(5, 16), (0, 1)]), pack(100, vec![])],
+            trees: vec![],
         }
+    }
+
+    fn tree(data: u32, blocks: u32, at: u32) -> Tree {
+        Tree { data, blocks, at, salted: Salted::Before, salt: b"salt".to_vec() }
+    }
+
+    /// Two trees of three blocks and one, all of the first and none of the second derived.
+    fn deriving() -> Plan {
+        Plan {
+            geometry: Geometry::new(300 * BLOCK).unwrap(),
+            steps: vec![
+                Step::Zero { count: 201 },
+                Step::Derive { count: 1 },
+                Step::Derive { count: 2 },
+                Step::Zero { count: 96 },
+            ],
+            trees: vec![tree(10, 150, 201), tree(210, 20, 250)],
+            ..example()
+        }
+    }
+
+    #[test]
+    fn a_plan_that_derives_reads_back() {
+        let plan = deriving();
+        assert_eq!(Plan::decode(&plan.encode().unwrap()).as_ref(), Ok(&plan));
+        assert_eq!(plan.derived(), [Derived { tree: plan.trees[0].clone(), runs: vec![(201, 1), (202, 2)] }]);
+        assert_eq!(plan.clone().with_trees_in_use().trees, plan.trees[..1]);
+    }
+
+    #[test]
+    fn only_blocks_of_a_tree_are_derived_and_only_from_blocks_that_are_not() {
+        let refuse = |change: fn(&mut Plan), expected: PlanError| {
+            let mut plan = deriving();
+            change(&mut plan);
+            assert_eq!(plan.check(), Err(expected.clone()));
+            assert_eq!(plan.encode(), Err(expected.clone()));
+            assert_eq!(Plan::decode(&unbounded(&plan)), Err(expected));
+        };
+        let outside = |step| PlanError::Outside { step, what: "the hash trees" };
+        refuse(|plan| plan.trees.clear(), outside(1));
+        refuse(|plan| plan.steps[2] = Step::Derive { count: 3 }, outside(2));
+        refuse(|plan| (plan.trees[0].at, plan.trees[0].data) = (202, 20), outside(1));
+        let wrong = |tree, why| PlanError::Tree(TreeError { tree, why });
+        refuse(|plan| plan.trees[1].blocks = 1, wrong(1, "it hashes less than two blocks"));
+        refuse(|plan| plan.trees[0].data = 200, wrong(0, "it lies outside the image, or its data does"));
+        refuse(|plan| plan.trees[0].data = 100, wrong(0, "it hashes itself"));
+        // A tree over another tree; one over the same data; one in the same place.
+        let over = wrong(1, "it lies over another, or its data does");
+        refuse(|plan| plan.trees[1].data = 203, over.clone());
+        refuse(|plan| plan.trees[1].data = 159, over.clone());
+        refuse(|plan| plan.trees[1].at = 203, over.clone());
+        refuse(|plan| plan.trees[1].at = 50, over);
     }
 
     #[test]
@@ -600,7 +706,8 @@ mod tests {
         let packs = PLAN_PACKS_MAX * (size_of::<Pack>() + PIECE) + PLAN_RUNS_MAX * size_of::<Run>();
         let steps = PLAN_STEPS_MAX * size_of::<Step>();
         let objects = PLAN_OBJECTS_MAX * size_of::<Digest>();
-        let held = PLAN_WIRE_MAX + PLAN_RAW_MAX + packs + steps + objects;
+        let trees = PLAN_TREES_MAX * (size_of::<Tree>() + SALT_MAX + PIECE);
+        let held = PLAN_WIRE_MAX + PLAN_RAW_MAX + packs + steps + objects + trees;
         assert!(held <= 32 << 20, "{held} bytes");
         // What the least of everything takes in bytes does not outgrow the unpacked form: the bounds fit one another.
         const { assert!(PLAN_PACKS_MAX * 39 + PLAN_RUNS_MAX * 2 + PLAN_STEPS_MAX * 2 <= PLAN_RAW_MAX) };
@@ -629,6 +736,7 @@ mod tests {
         too_large(&|plan| plan.objects = vec![plan.objects[0]; PLAN_OBJECTS_MAX + 1], "objects");
         too_large(&|plan| plan.packs = vec![plan.packs[1].clone(); PLAN_PACKS_MAX + 1], "packs");
         too_large(&|plan| plan.steps = vec![Step::Zero { count: 1 }; PLAN_STEPS_MAX + 1], "steps");
+        too_large(&|plan| plan.trees = vec![tree(0, 2, 5); PLAN_TREES_MAX + 1], "hash trees");
         let many_runs = |plan: &mut Plan| {
             plan.packs[0].prefix = vec![(0, 1); PREFIX_RUNS_MAX];
             plan.packs = vec![plan.packs[0].clone(); PLAN_RUNS_MAX / PREFIX_RUNS_MAX + 1];
@@ -644,8 +752,8 @@ mod tests {
         }
 
         #[test]
-        fn a_flipped_byte_ends_in_a_plan_or_an_error(at in 0_usize..400, flip in 1_u8..) {
-            let mut raw = encode::body(&example()).unwrap();
+        fn a_flipped_byte_ends_in_a_plan_or_an_error(derives: bool, at in 0_usize..400, flip in 1_u8..) {
+            let mut raw = encode::body(&if derives { deriving() } else { example() }).unwrap();
             let at = at % raw.len();
             raw[at] ^= flip;
             if let Ok(plan) = decode::body(&raw)

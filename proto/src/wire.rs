@@ -27,6 +27,7 @@ use crate::grain;
 use crate::limits::MESSAGE_MAX;
 use crate::refusal::Refusal;
 use crate::release::{ReleaseRef, Section, Word};
+use crate::verity::Tree;
 
 /// The protocol's name in the TLS handshake. A breaking change takes a new one.
 pub const ALPN: &[u8] = b"goldsync/1";
@@ -143,6 +144,11 @@ pub enum Request {
         /// Bytes of the body.
         sketch: u64,
     },
+    /// The hash trees of an image: what a node that plans by the signature need not ask for.
+    Trees {
+        /// The image.
+        image: ImageId,
+    },
 }
 
 fn all_grains() -> u8 {
@@ -221,6 +227,11 @@ pub enum Answer {
         /// The image, if one is near enough for a plan from it to be of use.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         near: Option<Near>,
+    },
+    /// To `Trees`.
+    Trees {
+        /// They, as far as the server knows.
+        trees: Vec<Tree>,
     },
     /// To anything.
     Refused {
@@ -412,6 +423,9 @@ pub struct Account {
     pub skipped: u64,
     /// Drifted blocks found on the way and fetched.
     pub repaired: u64,
+    /// Blocks of hash trees that were made here from others. They count as written or skipped, too.
+    #[serde(default)]
+    pub derived: u64,
     /// Milliseconds from the first request to the swap.
     pub elapsed_ms: u64,
 }

@@ -28,6 +28,7 @@ use goldsync_proto::plan::{Pack, Plan, Source, Step};
 use goldsync_proto::refusal::{Reason, Refusal};
 use goldsync_proto::release::{Section, Word};
 use goldsync_proto::signature::{Signature, read_subtrees};
+use goldsync_proto::verity::{self, Derived, Salted, Tree};
 use goldsync_proto::wire::{
     Account, Answer, FRAME_HEAD, Hello, Near, NodeSays, Outcome, Phase, Prefer, Progress, Report, Request, ServerSays,
     SlotReport, TrustFile, frame, frame_len, unframe,
@@ -64,6 +65,7 @@ fn requests_are_written_and_read_as_the_vectors_say() {
             ("grain-probes", Request::GrainHashes { image: E, seed: 7, width: 5, mask: PROBES, runs: vec![(7, 3)] }),
             ("grains", Request::Grains { image: E, runs: vec![(7, 3)], masks: 12 }),
             ("nearest", Request::Nearest { target: E, sketch: 4096 }),
+            ("trees", Request::Trees { image: E }),
         ],
     );
 }
@@ -74,6 +76,7 @@ fn answers_are_written_and_read_as_the_vectors_say() {
     let file = |name: &str, length| TrustFile { name: name.into(), length };
     let section = |length| Section { name: D.0, length };
     let near = Near { image: E, size: 8 << 20, subtrees: section(256), blocks: section(16384) };
+    let tree = Tree { data: 0, blocks: 130, at: 131, salted: Salted::Before, salt: vec![0xc0, 0xff, 0xee] };
     let enrolled = Answer::Enrolled { node: word("node17"), certificate: pem(), authority: pem(), root: "{}".into() };
     messages(
         "answers.hex",
@@ -90,6 +93,7 @@ fn answers_are_written_and_read_as_the_vectors_say() {
             ("grains", Answer::Grains { grains: 10 }),
             ("nearest", Answer::Nearest { near: Some(near) }),
             ("nearest-none", Answer::Nearest { near: None }),
+            ("trees", Answer::Trees { trees: vec![tree] }),
             ("refused", Answer::Refused { refusal: Refusal::new(Reason::BadToken, "expired 2026-11-21T09:00:00Z") }),
         ],
     );
@@ -106,7 +110,8 @@ fn what_nodes_say_is_written_and_read_as_the_vectors_say() {
         drifted: Some(0),
     };
     let path = "pack".to_owned();
-    let account = Account { path, received: 1000, sent: 200, written: 1, skipped: 1, repaired: 0, elapsed_ms: 35 };
+    let (received, sent, elapsed_ms) = (1000, 200, 35);
+    let account = Account { path, received, sent, written: 1, skipped: 1, repaired: 0, derived: 0, elapsed_ms };
     let done = |outcome| NodeSays::SyncDone { order: 12, outcome };
     messages(
         "node-says.hex",
@@ -169,7 +174,7 @@ fn a_plan_is_written_and_read_as_the_vector_says() {
     let plan = Plan {
         base: Some(D),
         target: E,
-        geometry: Geometry::new(12 * BLOCK).unwrap(),
+        geometry: Geometry::new(16 * BLOCK).unwrap(),
         objects: vec![Digest([0x33; 32])],
         packs: vec![
             Pack {
@@ -200,7 +205,10 @@ fn a_plan_is_written_and_read_as_the_vector_says() {
             Step::Patch { pack: 0, from: 1, count: 1 },
             Step::CopyBytes { source: Source::Active, from: 12345, count: 4 },
             Step::Patch { pack: 1, from: 0, count: 1 },
+            Step::Zero { count: 3 },
+            Step::Derive { count: 1 },
         ],
+        trees: vec![Tree { data: 2, blocks: 9, at: 15, salted: Salted::Before, salt: b"salt".to_vec() }],
     };
     let mut wire = (body.len() as u32).to_le_bytes().to_vec();
     wire.extend_from_slice(&zstd::bulk::compress(&body, 3).unwrap());
@@ -210,6 +218,20 @@ fn a_plan_is_written_and_read_as_the_vector_says() {
     let (length, packed) = written.split_first_chunk::<4>().unwrap();
     let unpacked = zstd::bulk::decompress(packed, u32::from_le_bytes(*length) as usize).unwrap();
     assert_eq!(unpacked, body);
+}
+
+/// What `veritysetup` wrote, derived by us.
+#[test]
+fn hash_trees_are_found_and_derived_as_the_vectors_say() {
+    let vectors = read("verity.hex");
+    let data: Vec<u8> = (0..130).flat_map(|block| [block; BLOCK as usize]).collect();
+    for (name, salted) in [("type-1", Salted::Before), ("type-0", Salted::Behind)] {
+        let part = |what: &str| vectors[&format!("{name} {what}")].as_slice();
+        let tree = Tree::read(130, part("superblock")).unwrap();
+        assert_eq!((tree.blocks, tree.at, tree.salted), (130, 131, salted), "{name}");
+        let image = [&data, part("superblock"), part("tree")].concat();
+        assert_eq!(verity::find(&image), [Derived { tree, runs: vec![(131, 3)] }], "{name}");
+    }
 }
 
 #[test]
@@ -315,11 +337,12 @@ fn write_seeds() {
         ("server-says.hex", "wire", FRAME_HEAD),
         ("frame.hex", "pack", 0),
         ("plan.hex", "plan", 0),
+        ("verity.hex", "verity", 0),
     ];
     for (file, target, skip) in targets {
         std::fs::create_dir_all(corpus.join(target)).unwrap();
         for (name, bytes) in read(file) {
-            std::fs::write(corpus.join(target).join(name), &bytes[skip..]).unwrap();
+            std::fs::write(corpus.join(target).join(name.replace(' ', "-")), &bytes[skip..]).unwrap();
         }
     }
 }

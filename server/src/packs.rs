@@ -29,6 +29,7 @@ use goldsync_proto::make::{self, Effort};
 use goldsync_proto::plan::Plan;
 use goldsync_proto::release::Section;
 use goldsync_proto::signature::BlockHashes;
+use goldsync_proto::verity::Derived;
 use goldsync_proto::wire::Prefer;
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
@@ -40,7 +41,8 @@ use crate::store::{Store, StoreError, Whole, cold};
 mod better;
 pub(crate) mod prove;
 
-const FORMAT: u32 = 1;
+/// 2: plans of version 2. Older ones are made again.
+const FORMAT: u32 = 2;
 
 /// A guess of how many bytes of the target are dealt with in a millisecond.
 const BYTES_PER_MS: u64 = 100_000;
@@ -418,7 +420,8 @@ impl Packs {
 
     async fn image(&self, id: ImageId) -> Result<Mapped, StoreError> {
         let whole = self.store.materialise(id).await?;
-        Ok(Mapped { id, whole, hashes: self.store.block_hashes(id).await? })
+        let derived = self.store.image(id).map(|record| record.derived.clone()).unwrap_or_default();
+        Ok(Mapped { id, whole, hashes: self.store.block_hashes(id).await?, derived })
     }
 
     /// Stores a plan and makes it exist.
@@ -498,12 +501,13 @@ struct Mapped {
     id: ImageId,
     whole: Arc<Whole>,
     hashes: bytes::Bytes,
+    derived: Vec<Derived>,
 }
 
 impl Mapped {
     fn with<'a>(&'a self, bytes: &'a [u8]) -> make::Image<'a> {
         let geometry = self.whole.geometry();
-        make::Image { id: self.id, geometry, bytes, hashes: BlockHashes::new(&self.hashes) }
+        make::Image { id: self.id, geometry, bytes, hashes: BlockHashes::new(&self.hashes), derived: &self.derived }
     }
 }
 
@@ -540,16 +544,16 @@ fn make_pair(base: &Mapped, target: &Mapped, effort: Effort, draft: Draft) -> Re
     let plan = make::pair::<PlanError>(base, target, effort, write)?;
     out.flush().map_err(StoreError::io("write", &draft.path))?;
     drop(out);
-    prove(&plan, &base_bytes, &draft, effort.threads)?;
+    prove(&plan, [&base_bytes, &target_bytes], &draft, effort.threads)?;
     Ok((plan, draft))
 }
 
-fn prove(plan: &Plan, base: &[u8], draft: &Draft, threads: usize) -> Result<(), PlanError> {
+fn prove(plan: &Plan, images: [&[u8]; 2], draft: &Draft, threads: usize) -> Result<(), PlanError> {
     let empty = plan.objects.is_empty();
     // SAFETY: the draft is this job's own file, complete by now, and goes only after the map.
     let mapped = (!empty).then(|| unsafe { Mmap::map(&draft.file) }).transpose();
     let packs = mapped.map_err(StoreError::io("map", &draft.path))?;
-    let got = prove::carry_out(plan, base, packs.as_deref().unwrap_or_default(), threads)
+    let got = prove::carry_out(plan, images, packs.as_deref().unwrap_or_default(), threads)
         .map_err(|why| PlanError::Failed { reason: format!("carried out, it breaks: {why}") })?;
     if got == plan.target {
         return Ok(());

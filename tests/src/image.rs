@@ -1,11 +1,13 @@
 //! Images made from seeds: a few MiB that have what real ones have: noise, text, zeros, repeats.
 //!
 //! The next version of an image is made by changing the last one, so that a test says what changed: [`Image::edited`],
-//! [`Image::shifted`], [`Image::grown`].
+//! [`Image::shifted`], [`Image::grown`], [`Image::hashed`].
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+use goldsync_proto::verity::{Salted, Tree};
 
 use crate::seed::Seed;
 
@@ -89,6 +91,28 @@ impl Image {
         let mut image = self.clone();
         image.bytes.extend(Self::new(seed, mib).bytes);
         image
+    }
+
+    /// The same with a dm-verity hash tree behind it, as `veritysetup format --hash-offset` makes it.
+    pub fn hashed(&self, salt: &[u8]) -> Self {
+        let blocks = (self.bytes.len() / BLOCK) as u32;
+        let tree = Tree { data: 0, blocks, at: blocks + 1, salted: Salted::Before, salt: salt.to_vec() };
+        let mut bytes = self.bytes.clone();
+        bytes.resize(tree.range().end as usize * BLOCK, 0);
+        let mut put = |at: usize, what: &[u8]| bytes[self.bytes.len() + at..][..what.len()].copy_from_slice(what);
+        put(0, b"verity\0\0");
+        [8, 12].into_iter().for_each(|at| put(at, &1_u32.to_le_bytes()));
+        put(32, b"sha256");
+        [64, 68].into_iter().for_each(|at| put(at, &(BLOCK as u32).to_le_bytes()));
+        put(72, &u64::from(blocks).to_le_bytes());
+        put(80, &(salt.len() as u16).to_le_bytes());
+        put(88, salt);
+        for block in tree.levels().into_iter().flatten() {
+            let (first, count) = tree.below(block).expect("a block of the tree");
+            let made = tree.derive(&bytes[first as usize * BLOCK..][..count as usize * BLOCK]);
+            bytes[block as usize * BLOCK..][..BLOCK].copy_from_slice(&made);
+        }
+        Self { bytes }
     }
 
     /// The first `mib` MiB of it.

@@ -103,7 +103,7 @@ fn id(image: &Image) -> ImageId {
 
 fn plan(base: &Image, target: &Image, steps: Vec<Step>) -> Plan {
     let geometry = Geometry::new(target.len()).expect("a size");
-    Plan { base: Some(id(base)), target: id(target), geometry, steps, objects: vec![], packs: vec![] }
+    Plan { base: Some(id(base)), target: id(target), geometry, steps, objects: vec![], packs: vec![], trees: vec![] }
 }
 
 /// Goal: a plan that is none, or not ours, costs bytes and not the update: the node makes its own.

@@ -148,8 +148,10 @@ pub fn account(account: &Account, size: Option<u64>) -> String {
     });
     let repaired =
         if account.repaired > 0 { format!(", {} drifted ones fetched", account.repaired) } else { String::new() };
+    let derived =
+        if account.derived > 0 { format!(", {} of hash trees made here", account.derived) } else { String::new() };
     format!(
-        "  by        {}\n  wire      {} received, {} sent{}\n  blocks    {} written, {} skipped{repaired} ({BLOCK} bytes each)\n  time      {:.1} s",
+        "  by        {}\n  wire      {} received, {} sent{}\n  blocks    {} written, {} skipped{derived}{repaired} ({BLOCK} bytes each)\n  time      {:.1} s",
         account.path,
         BinaryBytes(account.received),
         BinaryBytes(account.sent),

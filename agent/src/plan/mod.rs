@@ -25,6 +25,7 @@ use crate::fetch::{self, FetchError};
 use crate::job::{Job, JobError};
 use crate::link::{Link, LinkError};
 
+pub mod derive;
 pub mod mosaic;
 pub mod near;
 pub mod own;
@@ -130,7 +131,7 @@ pub fn make_local(job: &Arc<Job>, plan: &Plan) -> Result<(), JobError> {
             Step::CopyBytes { source: Source::Standby, from, count } => job.stage.shift(first, from, count)?,
             Step::Zero { count } => job.stage.zero(first, count)?,
             Step::Keep { count } => job.stage.keep(count),
-            Step::Patch { .. } | Step::Fetch { .. } => {}
+            Step::Patch { .. } | Step::Fetch { .. } | Step::Derive { .. } => {}
         }
     }
     Ok(())

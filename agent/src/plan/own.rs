@@ -4,6 +4,7 @@
 //! subtrees (32 B a MiB)  which regions are golden already, at the same offset, in either slot
 //!    └▶ blocks (8 B a block, only of the regions that differ)
 //!         same offset ─▶ zero ─▶ anywhere on the grid, in either slot
+//!            └▶ hash trees (a request): what derives from the rest
 //!            └▶ rolling (8 B a block, of some of the blocks still missing; of all, if those are found): any byte offset
 //!                of what matched nothing
 //!                 └▶ grains (10 B a block still missing, 30 more where they help): their eighths, anywhere; see `mosaic`
@@ -25,9 +26,10 @@ use goldsync_proto::scan::aligned::BlockIndex;
 use goldsync_proto::scan::rolling::{self, Rolling, Wanted};
 use goldsync_proto::scan::slices;
 use goldsync_proto::signature::{BlockHashes, block_hash, read_subtrees, zero_hash};
+use goldsync_proto::verity::Tree;
 
-use super::cached;
 use super::mosaic::Mosaic;
+use super::{cached, derive};
 use crate::fetch::{self, FetchError, entries};
 use crate::job::{Job, JobError};
 use crate::scratch::Words;
@@ -41,6 +43,7 @@ mod decision {
     pub const ZERO: u64 = 2 << 60;
     pub const ACTIVE: u64 = 3 << 60;
     pub const STANDBY: u64 = 4 << 60;
+    pub const DERIVE: u64 = 5 << 60;
     pub const KIND: u64 = 7 << 60;
 }
 
@@ -104,6 +107,8 @@ pub async fn make(job: &Arc<Job>) -> Result<Own, JobError> {
         settle_on_grid(job, search)
     })
     .await?;
+    let trees = if missing.is_empty() { Vec::new() } else { derive::trees(job).await? };
+    let missing = settle_derived(&search, missing, &trees);
     roll(job, &search, missing).await?;
     let followers = followers(&search);
     let mosaic = Mosaic::find(job, &search.hashes, leaders(&search, &followers)).await?;
@@ -114,9 +119,20 @@ pub async fn make(job: &Arc<Job>) -> Result<Own, JobError> {
         steps: steps(&search),
         objects: vec![],
         packs: vec![],
+        trees,
     };
+    let plan = plan.with_trees_in_use();
     plan.check()?;
     Ok(Own { plan, followers, mosaic })
+}
+
+/// Settles blocks of hash trees; returns the others.
+fn settle_derived(search: &Search, missing: Vec<u32>, trees: &[Tree]) -> Vec<u32> {
+    let ranges: Vec<_> = trees.iter().map(Tree::range).collect();
+    let (derived, missing): (Vec<u32>, Vec<u32>) =
+        missing.into_iter().partition(|block| ranges.iter().any(|range| range.contains(block)));
+    derived.into_iter().for_each(|block| search.decide(block, decision::DERIVE, 0));
+    missing
 }
 
 /// The blocks to ask the server for: each content once.
@@ -371,6 +387,7 @@ fn steps(search: &Search) -> Vec<Step> {
         let step = match word & decision::KIND {
             decision::KEEP => Step::Keep { count: 1 },
             decision::ZERO => Step::Zero { count: 1 },
+            decision::DERIVE => Step::Derive { count: 1 },
             decision::ACTIVE => copy(Source::Active, from),
             decision::STANDBY => copy(Source::Standby, from),
             _ => Step::Fetch { count: 1 },
@@ -396,6 +413,7 @@ fn join(last: Step, next: Step) -> Option<Step> {
     match (last, next) {
         (Step::Keep { count }, Step::Keep { .. }) => Some(Step::Keep { count: count + 1 }),
         (Step::Zero { count }, Step::Zero { .. }) => Some(Step::Zero { count: count + 1 }),
+        (Step::Derive { count }, Step::Derive { .. }) => Some(Step::Derive { count: count + 1 }),
         (Step::Fetch { count }, Step::Fetch { .. }) => Some(Step::Fetch { count: count + 1 }),
         (Step::Copy { source, from, count }, Step::Copy { source: same, from: next, .. })
             if source == same && from + count == next =>

@@ -123,6 +123,8 @@ pub struct Account {
     skipped: u64,
     /// Drifted blocks found on the way and fetched.
     repaired: u64,
+    /// Blocks of hash trees that were made on the node from others; of those written or skipped.
+    derived: u64,
     /// Milliseconds from the first request to the swap.
     elapsed_ms: u64,
 }

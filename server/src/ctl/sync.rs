@@ -336,6 +336,7 @@ mod tests {
             written: 512,
             skipped: 256,
             repaired: 2,
+            derived: 0,
             elapsed_ms: 3400,
         };
         for (node, outcome) in [

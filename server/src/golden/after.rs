@@ -71,7 +71,8 @@ pub(super) fn pack(
 
 fn image<'a>(at: &At<'a>, hashes: BlockHashes<'a>) -> make::Image<'a> {
     // Nobody reads the ids of a plan that is not kept.
-    make::Image { id: ImageId::of(b""), geometry: at.geometry, bytes: at.bytes, hashes }
+    // The store holds every block: nothing is derived.
+    make::Image { id: ImageId::of(b""), geometry: at.geometry, bytes: at.bytes, hashes, derived: &[] }
 }
 
 /// The target's hashes, with zeros in the place of blocks that are stored already, but not in the base.

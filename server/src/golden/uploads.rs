@@ -29,6 +29,7 @@ use goldsync_proto::limits::BLOCK;
 use goldsync_proto::pack::{FRAME_HEAD, FrameHead, PackError, decompress, frame_head, hash16};
 use goldsync_proto::release::{Section, Sections};
 use goldsync_proto::signature::{BLOCK_ENTRY, BlockHashes, block_hash};
+use goldsync_proto::verity;
 use serde::{Deserialize, Serialize};
 use tokio::sync::RwLock;
 
@@ -450,6 +451,9 @@ impl Uploads {
             return Err(UploadError::WrongImage { image, got: signature.image });
         }
         let blocks = Bytes::from(signature.blocks);
+        let proven = draft.clone();
+        let derived = blocking(move || Ok::<_, StoreError>(verity::find(&proven.map()?)));
+        let derived = derived.await?;
         let kin = store.next_of_kin(image, &layout, BlockHashes::new(&blocks)).await;
         let new = New { image, geometry, section, parts, known };
         let (layout, own) = match &kin {
@@ -478,7 +482,7 @@ impl Uploads {
         let segments = made.iter().chain(kept).copied().collect();
         let number = before.as_ref().map_or_else(|| store.next_number(), |before| before.number);
         let record = ImageRecord::new(image, number, geometry, stored_layout, sections, added, segments);
-        store.commit(record).await?;
+        store.commit(record.deriving(derived)).await?;
         self.learn(layout, made, blocks).await?;
         self.healing().remove(&image);
         let store = store.clone();

@@ -3,6 +3,9 @@
 //! Copies are found by eight bytes of hash, and whole images in the cache may rot: a plan that is wrong is wrong for every
 //! node that asks, for ever. So the server makes the target from base and packs once itself, in memory and on all cores,
 //! and holds its BLAKE3 against the target's id.
+//!
+//! What is derived is derived from the target's own bytes as they are at hand, and not from what the plan made of them a moment
+//! ago: if all of it together has the target's id, the two are the same.
 
 use std::num::NonZero;
 use std::ops::Range;
@@ -21,10 +24,15 @@ use crate::store::Lru;
 /// Bytes of unpacked packs that each thread keeps: repeated blocks point back.
 const KEPT_BYTES: u64 = 16 << 20;
 
-/// The image that a server's plan gives; its packs lie in `packs`, its one object. On all cores, but on no more threads than
-/// that.
-pub(crate) fn carry_out(plan: &Plan, base: &[u8], packs: &[u8], threads: usize) -> Result<ImageId, String> {
-    let job = Job { plan, base, packs, starts: plan.placed().map(|(first, _)| first).collect() };
+/// The image that a server's plan from the first image to the second gives; its packs lie in `packs`, its one object. On all
+/// cores, but on no more threads than that.
+pub(crate) fn carry_out(
+    plan: &Plan,
+    [base, target]: [&[u8]; 2],
+    packs: &[u8],
+    threads: usize,
+) -> Result<ImageId, String> {
+    let job = Job { plan, base, target, packs, starts: plan.placed().map(|(first, _)| first).collect() };
     let regions = plan.geometry.regions();
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(threads).clamp(1, 16) as u32;
     let share = regions.div_ceil(threads).max(1);
@@ -45,6 +53,7 @@ pub(crate) fn carry_out(plan: &Plan, base: &[u8], packs: &[u8], threads: usize) 
 struct Job<'a> {
     plan: &'a Plan,
     base: &'a [u8],
+    target: &'a [u8],
     packs: &'a [u8],
     /// For each step the block that it begins with.
     starts: Vec<u32>,
@@ -80,8 +89,18 @@ impl Job<'_> {
                     let raw = self.unpack(pack, kept)?;
                     out.extend(part(&raw, byte_of(from + skip), len)?);
                 }
+                Step::Derive { .. } => self.derive(start + skip..start + skip + count, out)?,
                 Step::Keep { .. } | Step::Fetch { .. } => return Err("it has a step that no server makes".into()),
             }
+        }
+        Ok(())
+    }
+
+    fn derive(&self, blocks: Range<u32>, out: &mut Vec<u8>) -> Result<(), String> {
+        for block in blocks {
+            let below = self.plan.trees.iter().find_map(|tree| Some((tree, tree.below(block)?)));
+            let (tree, (first, count)) = below.ok_or("it derives a block of no hash tree")?;
+            out.extend(tree.derive(part(self.target, byte_of(first), byte_of(count) as usize)?));
         }
         Ok(())
     }
@@ -118,12 +137,13 @@ mod tests {
     use goldsync_proto::make::{Effort, Image, pair};
     use goldsync_proto::plan::Source;
     use goldsync_proto::signature::{BlockHashes, sign_blocks};
+    use goldsync_proto::verity::{Salted, Tree};
 
     fn made(base: &[u8], target: &[u8]) -> (Plan, Vec<u8>) {
         let sections = (sign_blocks(base), sign_blocks(target));
         let image = |bytes, section| {
             let geometry = Geometry::new(<[u8]>::len(bytes) as u64).unwrap();
-            Image { id: ImageId::of(bytes), geometry, bytes, hashes: BlockHashes::new(section) }
+            Image { id: ImageId::of(bytes), geometry, bytes, hashes: BlockHashes::new(section), derived: &[] }
         };
         let mut packs = Vec::new();
         let plan = pair(image(base, &sections.0), image(target, &sections.1), Effort::QUICK, |wire| {
@@ -145,7 +165,27 @@ mod tests {
     fn a_good_plan_gives_its_target() {
         let (base, target) = images();
         let (plan, packs) = made(&base, &target);
-        assert_eq!(carry_out(&plan, &base, &packs, 16), Ok(plan.target));
+        assert_eq!(carry_out(&plan, [&base, &target], &packs, 16), Ok(plan.target));
+    }
+
+    #[test]
+    fn what_is_derived_is_proven_with_the_rest() {
+        let data = noise(2, 3);
+        let tree = Tree { data: 0, blocks: 2, at: 2, salted: Salted::Before, salt: b"salt".to_vec() };
+        let target = [&data[..], &tree.derive(&data)].concat();
+        let steps = vec![Step::Copy { source: Source::Active, from: 0, count: 2 }, Step::Derive { count: 1 }];
+        let (id, geometry) = (ImageId::of(&target), Geometry::new(3 * BLOCK).unwrap());
+        let (objects, packs) = (vec![], vec![]);
+        let mut plan = Plan { base: None, target: id, geometry, steps, objects, packs, trees: vec![tree] };
+        assert_eq!(carry_out(&plan, [&data, &target], &[], 1), Ok(id));
+        // What is at hand of the target may have rotted, too.
+        let mut rotten = target.clone();
+        rotten[5000] ^= 1;
+        assert!(carry_out(&plan, [&data, &rotten], &[], 1).is_ok_and(|got| got != id));
+        plan.trees[0].salt.clear();
+        assert!(carry_out(&plan, [&data, &target], &[], 1).is_ok_and(|got| got != id));
+        plan.trees.clear();
+        assert!(carry_out(&plan, [&data, &target], &[], 1).is_err());
     }
 
     #[test]
@@ -154,15 +194,15 @@ mod tests {
         let (plan, packs) = made(&base, &target);
         let mut rotten = base.clone();
         rotten[500 * BLOCK as usize] ^= 1;
-        assert!(carry_out(&plan, &rotten, &packs, 16) != Ok(plan.target));
-        assert!(carry_out(&plan, &base[BLOCK as usize..], &packs, 16).is_err());
-        assert!(carry_out(&plan, &base, &packs[1..], 16).is_err());
+        assert!(carry_out(&plan, [&rotten, &target], &packs, 16) != Ok(plan.target));
+        assert!(carry_out(&plan, [&base[BLOCK as usize..], &target], &packs, 16).is_err());
+        assert!(carry_out(&plan, [&base, &target], &packs[1..], 16).is_err());
         let mut other = plan.clone();
         other.steps[0] = Step::Copy { source: Source::Active, from: 4, count: other.steps[0].count() - 1 };
         other.steps.insert(1, Step::Zero { count: 1 });
-        assert!(carry_out(&other, &base, &packs, 16).is_ok_and(|id| id != plan.target));
+        assert!(carry_out(&other, [&base, &target], &packs, 16).is_ok_and(|id| id != plan.target));
         let mut other = plan;
         other.steps[0] = Step::Fetch { count: other.steps[0].count() };
-        assert!(carry_out(&other, &base, &packs, 16).is_err());
+        assert!(carry_out(&other, [&base, &target], &packs, 16).is_err());
     }
 }

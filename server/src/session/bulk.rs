@@ -98,6 +98,11 @@ impl Session {
         })?;
         Ok(Answer::Nearest { near }.into())
     }
+
+    pub(super) fn trees(&self, image: ImageId) -> Result<Reply, Refusal> {
+        let record = self.hub.store.image(image).ok_or_else(|| store(StoreError::UnknownImage { image }))?;
+        Ok(Answer::Trees { trees: record.derived.iter().map(|derived| derived.tree.clone()).collect() }.into())
+    }
 }
 
 fn pieces(blocks: Blocks) -> Body {

@@ -4,7 +4,7 @@
 //! UDP ─▶ handshake ─▶ [identify]  no certificate, unknown, revoked ─▶ Refused, closed
 //!                        │
 //!                        ├─ ALPN goldsync-enrol/1 ─▶ Enrol, nothing else
-//!                        └─ ALPN goldsync/1 ───────▶ one task a stream: Renew · Control · Trust · Object · Plan · Blocks · Grains · Nearest
+//!                        └─ ALPN goldsync/1 ───────▶ one task a stream: Renew · Control · Trust · Object · Plan · Blocks · Grains · Nearest · Trees
 //! ```
 //! One task owns a connection, and one task each of its streams; they end with the connection. The transport grants a
 //! node a few streams and small windows towards us, so that what it can make the server hold is bounded before any of
@@ -329,6 +329,7 @@ impl Session {
             }
             Request::Grains { image, runs, .. } => self.grains(image, runs, body).await,
             Request::Nearest { target, .. } => self.nearest(target, body).await,
+            Request::Trees { image } => self.trees(image),
             _ => Err(Refusal::new(Reason::BadRequest, "this server does not know that request")),
         }
     }

@@ -3,7 +3,8 @@
 //! The image's blocks lie compressed in segments already, so the plan's packs point straight at the segments' frames and a
 //! cold fetch costs the server no compression. An image that is old segments' survivor uses only some blocks of many
 //! frames: where that would make nodes fetch more than [`WASTE_PERCENT`] for nothing, the wanted blocks of the worst
-//! frames are packed anew, once, into objects of their own. So are blocks that are stored after a prefix.
+//! frames are packed anew, once, into objects of their own. So are blocks that are stored after a prefix, and those that
+//! share a frame with blocks that the node derives: hashes would be most of what it fetched.
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use goldsync_proto::limits::{BLOCK, PLAN_PACKS_MAX, PLAN_STEPS_MAX};
 use goldsync_proto::pack::{compress, hash16};
 use goldsync_proto::plan::{Pack, Plan, PlanError, Step};
 use goldsync_proto::signature::{BlockHashes, block_hash};
+use goldsync_proto::verity::runs_derived;
 
 use super::files::blocking;
 use super::layout::{Extent, FRAME_BLOCKS_MAX, Layout, Place};
@@ -38,17 +40,19 @@ const NOWHERE: u32 = u32::MAX;
 /// Makes an image's cold plan, and stores what it needs besides the segments.
 pub(crate) async fn plan(store: &Arc<Store>, image: ImageId) -> Result<Plan, StoreError> {
     let layout = store.layout(image).await?;
+    let derived = store.known(image)?.derived.clone();
     let draft = {
-        let layout = layout.clone();
-        blocking(move || Draft::of(&layout)).await?
+        let (layout, runs) = (layout.clone(), runs_derived(&derived));
+        blocking(move || Draft::of(&layout, &runs)).await?
     };
     let made = if draft.anew.is_empty() { Ok(Vec::new()) } else { make_anew(store, image, &layout, &draft.anew).await };
     if made.is_err() {
         // The next attempt begins with a file that is proven anew.
         store.forget_whole(image)?;
     }
-    let made = made?;
-    Ok(draft.join(image, &layout, &made))
+    let plan = draft.join(image, &layout, &made?);
+    let trees = derived.into_iter().map(|derived| derived.tree).collect();
+    Ok(Plan { trees, ..plan }.with_trees_in_use())
 }
 
 /// Where a pack of the plan comes from.
@@ -71,8 +75,8 @@ struct Draft {
 
 impl Draft {
     /// Gives up as soon as no node could take the plan: an image that is too large for one is fetched by its blocks.
-    fn of(layout: &Layout) -> Result<Self, StoreError> {
-        let scattered = scattered_frames(layout);
+    fn of(layout: &Layout, derived: &[Run]) -> Result<Self, StoreError> {
+        let scattered = scattered_frames(layout, derived);
         let mut gathering = Gathering {
             draft: Self::default(),
             by_frame: vec![NOWHERE; layout.frames().len()],
@@ -82,8 +86,11 @@ impl Draft {
         };
         let rows = scattered.iter().filter(|scattered| **scattered).count();
         gathering.places = vec![(NOWHERE, 0); rows * FULL as usize];
-        for extent in layout.extents() {
-            gathering.take(extent);
+        for piece in pieces(layout, derived) {
+            match piece {
+                Piece::Fetched(extent) => gathering.take(&extent),
+                Piece::Derived(extent) => gathering.push(Step::Derive { count: extent.count }),
+            }
             gathering.draft.fits()?;
         }
         Ok(gathering.draft)
@@ -103,6 +110,7 @@ impl Draft {
             steps: self.steps,
             objects: Vec::new(),
             packs: Vec::with_capacity(self.packs.len()),
+            trees: Vec::new(),
         };
         let mut numbers = std::collections::HashMap::new();
         for origin in self.packs {
@@ -136,11 +144,39 @@ fn pack_of_frame(layout: &Layout, frame: u32) -> Option<(Digest, Pack)> {
     Some((layout.segment_of(frame)?, pack))
 }
 
-/// Which frames shall be packed anew: those with a prefix, and others if the waste is worth it.
-fn scattered_frames(layout: &Layout) -> Vec<bool> {
+/// A part of the image that lies in one place.
+#[derive(Clone, Copy, Debug)]
+enum Piece {
+    Fetched(Extent),
+    Derived(Extent),
+}
+
+/// The image's extents, cut where what derives begins and ends.
+fn pieces(layout: &Layout, derived: &[Run]) -> impl Iterator<Item = Piece> {
+    let mut end = 0;
+    let mut spans = Vec::with_capacity(2 * derived.len() + 1);
+    for (first, count) in derived.iter().copied().filter(|(first, count)| layout.geometry().holds(*first, *count)) {
+        spans.extend([(end, first.saturating_sub(end), false), (first, count, true)]);
+        end = first + count;
+    }
+    spans.push((end, layout.geometry().blocks() - end, false));
+    spans.into_iter().flat_map(|(first, count, derived)| {
+        let piece = move |extent| if derived { Piece::Derived(extent) } else { Piece::Fetched(extent) };
+        layout.cover(first, count).map(piece)
+    })
+}
+
+/// Which frames shall be packed anew: those with a prefix or with blocks that derive, and others if the waste is worth it.
+fn scattered_frames(layout: &Layout, derived: &[Run]) -> Vec<bool> {
     let mut wanted = vec![[0_u64; 4]; layout.frames().len()];
-    for extent in layout.extents() {
+    let mut derives = vec![false; layout.frames().len()];
+    for piece in pieces(layout, derived) {
+        let (Piece::Fetched(extent) | Piece::Derived(extent)) = piece;
         let Place::Stored { frame, from } = extent.place else { continue };
+        if let (Piece::Derived(_), Some(derives)) = (piece, derives.get_mut(frame as usize)) {
+            *derives = true;
+            continue;
+        }
         let Some(bits) = wanted.get_mut(frame as usize) else { continue };
         for block in u32::from(from)..u32::from(from) + extent.count {
             if let Some(word) = bits.get_mut(block as usize / 64) {
@@ -161,7 +197,8 @@ fn scattered_frames(layout: &Layout) -> Vec<bool> {
     // A node that holds nothing has no prefix: such frames are always packed anew.
     let behind = |frame: u32| layout.level(frame) > 0;
     let worth = waste * 100 > all * WASTE_PERCENT;
-    (0..).zip(scattered).map(|(frame, scattered)| behind(frame) || (worth && scattered)).collect()
+    let anew = |((frame, scattered), derives)| behind(frame) || derives || (worth && scattered);
+    (0..).zip(scattered).zip(derives).map(anew).collect()
 }
 
 /// Numbers the scattered frames.
@@ -238,6 +275,7 @@ impl Gathering {
     fn push(&mut self, step: Step) {
         let joined = match (self.draft.steps.last(), step) {
             (Some(Step::Zero { count }), Step::Zero { count: more }) => Some(Step::Zero { count: count + more }),
+            (Some(Step::Derive { count }), Step::Derive { count: more }) => Some(Step::Derive { count: count + more }),
             (Some(&Step::Patch { pack, from, count }), Step::Patch { pack: same, from: next, count: more })
                 if pack == same && from + count == next =>
             {
@@ -338,11 +376,45 @@ mod tests {
         Layout::new(geometry, vec![Digest::of(b"segment")], vec![frame; frames], extents).unwrap()
     }
 
+    /// Two frames of four blocks.
+    fn two_frames() -> Layout {
+        let frame = |offset| {
+            let (wire_hash, raw_hash) = ([1; 16], [2; 16]);
+            Frame {
+                segment: 0,
+                offset,
+                wire_len: 100,
+                raw_len: 4 * BLOCK as u32,
+                codec: Codec::Zstd,
+                wire_hash,
+                raw_hash,
+            }
+        };
+        let extents = [0, 1].map(|frame| (4, Place::Stored { frame, from: 0 }));
+        let geometry = Geometry::new(8 * BLOCK).unwrap();
+        Layout::new(geometry, vec![Digest::of(b"segment")], vec![frame(0), frame(100)], extents).unwrap()
+    }
+
+    #[test]
+    fn a_frame_of_blocks_that_derive_is_not_fetched() {
+        let draft = Draft::of(&two_frames(), &[(4, 4)]).unwrap();
+        assert_eq!(draft.steps, [Step::Patch { pack: 0, from: 0, count: 4 }, Step::Derive { count: 4 }]);
+        assert_eq!((draft.packs, draft.anew), (vec![Origin::Frame(0)], vec![]));
+    }
+
+    #[test]
+    fn what_shares_a_frame_with_blocks_that_derive_is_packed_anew() {
+        let draft = Draft::of(&two_frames(), &[(2, 3), (5, 1)]).unwrap();
+        let steps = [Step::Patch { pack: 0, from: 0, count: 2 }, Step::Derive { count: 4 }];
+        assert_eq!(draft.steps, [&steps[..], &[Step::Patch { pack: 0, from: 2, count: 2 }]].concat());
+        assert_eq!((draft.packs, draft.anew), (vec![Origin::Anew(0)], vec![vec![0, 1, 6, 7]]));
+    }
+
     #[test]
     fn an_image_of_more_pieces_than_a_node_can_hold_has_no_cold_plan() {
-        let full = Draft::of(&layout(PLAN_PACKS_MAX)).unwrap();
+        let full = Draft::of(&layout(PLAN_PACKS_MAX), &[]).unwrap();
         assert_eq!(full.packs.len(), PLAN_PACKS_MAX);
-        let error = Draft::of(&layout(PLAN_PACKS_MAX + 1)).unwrap_err();
+        let error = Draft::of(&layout(PLAN_PACKS_MAX + 1), &[]).unwrap_err();
         assert!(error.to_string().contains("65537 packs, at most 65536 allowed; plan by"), "{error}");
     }
 }

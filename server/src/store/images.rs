@@ -1,7 +1,7 @@
 //! The small index of stored images: one file an image, written last.
 //!
 //! ```text
-//! images/<image id>    JSON: number, size, layout, sections, segments made for it, bytes added
+//! images/<image id>    JSON: number, size, layout, sections, segments made for it, bytes added, hash trees
 //! ```
 //! An image exists when this file does. Everything it names was synced before it was written, and it is renamed into
 //! place: that rename is the commit point of a publish.
@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 use goldsync_proto::block::Geometry;
 use goldsync_proto::digest::{Digest, ImageId};
 use goldsync_proto::release::{Section, Sections};
+use goldsync_proto::verity::Derived;
 use serde::{Deserialize, Serialize};
 
 use super::StoreError;
@@ -40,6 +41,9 @@ pub struct ImageRecord {
     pub added: u64,
     /// The segments that were made for it; the others that its layout names are older images'.
     pub segments: Vec<Digest>,
+    /// What of it derives from the rest. Found when it came; a record from before that was done has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub derived: Vec<Derived>,
 }
 
 impl ImageRecord {
@@ -53,7 +57,13 @@ impl ImageRecord {
         added: u64,
         segments: Vec<Digest>,
     ) -> Self {
-        Self { format: FORMAT, image, number, size: geometry.size(), layout, sections, added, segments }
+        let (size, derived) = (geometry.size(), Vec::new());
+        Self { format: FORMAT, image, number, size, layout, sections, added, segments, derived }
+    }
+
+    /// The same of an image of which some blocks derive.
+    pub(crate) fn deriving(self, derived: Vec<Derived>) -> Self {
+        Self { derived, ..self }
     }
 
     fn read(path: &Path, image: ImageId) -> Result<Self, StoreError> {
@@ -130,12 +140,15 @@ impl Images {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use goldsync_proto::verity::{Salted, Tree};
 
     fn record() -> ImageRecord {
         let section = Section { name: Digest::of(b"s"), length: 8 };
         let sections = Sections { subtrees: section, blocks: section, rolling: section };
         let geometry = Geometry::new(4096).unwrap();
+        let tree = Tree { data: 0, blocks: 2, at: 3, salted: Salted::Before, salt: vec![7; 32] };
         ImageRecord::new(ImageId::of(b"x"), 7, geometry, section, sections, 9, vec![Digest::of(b"a")])
+            .deriving(vec![Derived { tree, runs: vec![(3, 1)] }])
     }
 
     #[test]

@@ -89,7 +89,7 @@ impl Summary {
             "step", "node", "by", "received", "sent", "of image", "written", "skipped", "repaired", "time"
         ));
         for cost in &self.steps {
-            let Account { path, received, sent, written, skipped, repaired, elapsed_ms } = &cost.account;
+            let Account { path, received, sent, written, skipped, repaired, elapsed_ms, .. } = &cost.account;
             voice.say(&format!(
                 "  {:<8} {:<6} {path:<10} {:>10} {:>10} {:>11} {:>10} {:>10} {:>9} {:>6.2} s",
                 cost.step,

@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::make::{self, Effort};
 use goldsync_proto::signature::{BlockHashes, Signature};
+use goldsync_proto::verity::{self, Derived};
 use memmap2::Mmap;
 use serde::Serialize;
 
@@ -96,6 +97,7 @@ struct Subject {
     signature: Signature,
     file_system: Option<&'static str>,
     map: Option<Map>,
+    derived: Vec<Derived>,
 }
 
 impl Subject {
@@ -112,7 +114,8 @@ impl Subject {
                 .ok(),
             _ => None,
         };
-        Ok(Self { image, path: path.to_owned(), bytes, signature, file_system, map })
+        let derived = verity::find(&bytes);
+        Ok(Self { image, path: path.to_owned(), bytes, signature, file_system, map, derived })
     }
 
     fn engine(&self) -> make::Image<'_> {
@@ -121,6 +124,7 @@ impl Subject {
             geometry: self.image.geometry(),
             bytes: &self.bytes,
             hashes: BlockHashes::new(&self.signature.blocks),
+            derived: &self.derived,
         }
     }
 
@@ -159,9 +163,9 @@ fn forecast(args: &cli::Bench) -> Outcome<Forecast> {
     let better: Vec<ways::Known> = better.collect::<Outcome<_>>()?;
     let unknown = {
         let _shown = Waiting::begin(manner, "searching OLD for NEW's bytes, as a node of an unknown base does");
-        ways::unknown::go(&old.bytes, &old.signature, &new.bytes, &new.signature)
+        ways::unknown::go(&old.bytes, &old.signature, &new.bytes, &new.signature, &new.derived)
     };
-    let cold = ways::cold(&new.image, &new.signature, manner)?;
+    let cold = ways::cold(&new.image, new.engine(), manner)?;
     let costs = {
         let _shown = Waiting::begin(manner, "finding out what the bytes are for");
         Costs::of(&known, &old.bytes, &new.bytes)

@@ -38,6 +38,13 @@ fn write(out: &mut String, forecast: &Forecast, width: Option<usize>) -> std::fm
          Of NEW's {} blocks {} stay where they are, {} are copied from elsewhere in OLD, {} are zeros and\n{} travel.",
         forecast.rate_mbit, blocks.all, blocks.in_place, blocks.moved, blocks.zero, blocks.sent
     )?;
+    if blocks.derived > 0 {
+        writeln!(
+            out,
+            "\n{} blocks of hash trees (dm-verity) do not travel: the node makes them from the others.",
+            blocks.derived
+        )?;
+    }
     if forecast.uses.is_empty() {
         return writeln!(out, "\nNothing of NEW has to travel to a node that has OLD.");
     }

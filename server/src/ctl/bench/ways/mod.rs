@@ -9,7 +9,8 @@ use goldsync_proto::block::{byte_of, runs_of};
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::make::{self, Effort};
 use goldsync_proto::plan::{Plan, PlanError, Step};
-use goldsync_proto::signature::{BlockHashes, Signature, zero_hash};
+use goldsync_proto::signature::zero_hash;
+use goldsync_proto::verity::runs_derived;
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
@@ -74,7 +75,7 @@ pub fn known(old: make::Image<'_>, new: make::Image<'_>, effort: Effort) -> Outc
     let plan = plan.map_err(failed)?;
     let plan_bytes = plan.encode().map_err(failed)?.len() as u64;
     let (made, made_cpu, began) = (began.elapsed(), processor().saturating_sub(began_cpu), Instant::now());
-    let got = prove::carry_out(&plan, old.bytes, &packs, usize::MAX);
+    let got = prove::carry_out(&plan, [old.bytes, new.bytes], &packs, usize::MAX);
     let applied = began.elapsed();
     match got {
         Ok(image) if image == new.id => Ok(Known { plan, packs, plan_bytes, made, made_cpu, applied }),
@@ -101,10 +102,12 @@ pub struct Cold {
     made: Duration,
 }
 
-/// Compresses what NEW holds, each content once and no zeros, as `goldsync publish` does.
-pub fn cold(image: &Image, signature: &Signature, manner: Manner) -> Outcome<Cold> {
+/// Compresses what NEW holds, each content once and no zeros, as `goldsync publish` does, without what a node derives.
+pub fn cold(image: &Image, new: make::Image<'_>, manner: Manner) -> Outcome<Cold> {
     let mut seen = std::collections::HashSet::new();
-    let hashes = (0..).zip(BlockHashes::new(&signature.blocks).iter());
+    let derived = runs_derived(new.derived);
+    let derives = |block: u32| derived.iter().any(|(first, count)| (*first..first + count).contains(&block));
+    let hashes = (0..).zip(new.hashes.iter()).filter(|(block, _)| !derives(*block));
     let fresh = hashes.filter(|(_, hash)| *hash != zero_hash() && seen.insert(*hash)).map(|(block, _)| block);
     let runs = runs_of(fresh);
     let total = runs.iter().map(|(_, count)| byte_of(*count)).sum();
@@ -175,6 +178,8 @@ pub struct Blocks {
     pub moved_backwards: u64,
     /// Zeros.
     pub zero: u64,
+    /// Of a hash tree that dm-verity uses, and not in OLD: made on the node from the other blocks.
+    pub derived: u64,
     /// Sent, in packs.
     pub sent: u64,
     /// Of those sent, so many lie in OLD as they are, but off the grid of 4 KiB: cheap in a pack, but not free.
@@ -191,6 +196,7 @@ impl Blocks {
             moved_runs: 0,
             moved_backwards: 0,
             zero: 0,
+            derived: 0,
             sent: 0,
             off_grid: unknown.off_grid,
         };
@@ -205,6 +211,7 @@ impl Blocks {
                     counts.moved_backwards += u64::from(from < last_source);
                 }
                 Step::Zero { .. } => counts.zero += count,
+                Step::Derive { .. } => counts.derived += count,
                 _ => counts.sent += count,
             }
             if let Step::Copy { from, .. } = step {

@@ -17,6 +17,7 @@ use goldsync_proto::scan::grains::{Grains, is_last_round};
 use goldsync_proto::scan::rolling::{self, Rolling, Wanted};
 use goldsync_proto::scan::slices;
 use goldsync_proto::signature::{BlockHashes, Signature, zero_hash};
+use goldsync_proto::verity::{Derived, runs_derived};
 
 use super::on_threads;
 use crate::golden::prepare::LEVEL;
@@ -43,7 +44,7 @@ impl Unknown {
 }
 
 /// Goes the way.
-pub fn go(old: &[u8], old_signature: &Signature, new: &[u8], signature: &Signature) -> Unknown {
+pub fn go(old: &[u8], old_signature: &Signature, new: &[u8], signature: &Signature, derived: &[Derived]) -> Unknown {
     let began = Instant::now();
     let hashes = BlockHashes::new(&signature.blocks);
     let mut search = Search {
@@ -56,7 +57,8 @@ pub fn go(old: &[u8], old_signature: &Signature, new: &[u8], signature: &Signatu
         came: Unknown::default(),
     };
     search.regions();
-    let missing = search.on_grid();
+    search.on_grid();
+    let missing = search.derive(derived);
     let missing = search.roll(missing, &signature.rolling);
     let (leaders, masks) = search.grains(&missing);
     let mut came = search.came;
@@ -118,7 +120,7 @@ impl Search<'_> {
     }
 
     /// Anywhere on the grid of 4 KiB.
-    fn on_grid(&mut self) -> Vec<u32> {
+    fn on_grid(&mut self) {
         let index = BlockIndex::new(self.hashes, self.missing());
         for (from, hash) in (0..).zip(self.old_hashes.iter()) {
             let blocks = index.find(hash);
@@ -127,6 +129,14 @@ impl Search<'_> {
             }
             blocks.iter().for_each(|block| self.find(*block));
         }
+    }
+
+    /// Blocks of hash trees.
+    fn derive(&mut self, derived: &[Derived]) -> Vec<u32> {
+        runs_derived(derived)
+            .into_iter()
+            .flat_map(|(first, count)| first..first + count)
+            .for_each(|block| self.find(block));
         self.missing()
     }
 
