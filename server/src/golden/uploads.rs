@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use goldsync_proto::block::{Geometry, GeometryError, Run, runs_of};
-use goldsync_proto::digest::ImageId;
+use goldsync_proto::digest::{Digest, ImageId};
 use goldsync_proto::limits::BLOCK;
 use goldsync_proto::pack::{FRAME_HEAD, FrameHead, PackError, decompress, frame_head, hash16};
 use goldsync_proto::release::{Section, Sections};
@@ -40,7 +40,7 @@ use super::sign::sign_file;
 use crate::api::types::{Missing, UploadState, Uploaded};
 use crate::store::files::{blocking, list, prepare_folder, write_durable};
 use crate::store::layout::{Layout, LayoutError};
-use crate::store::{ImageRecord, Store, StoreError, Swept, Unneeded, older};
+use crate::store::{ImageRecord, Rewritten, Store, StoreError, Swept, Unneeded, older};
 
 /// An upload that nobody touched for so long is given up.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
@@ -480,7 +480,7 @@ impl Uploads {
         let record = ImageRecord::new(image, number, geometry, stored_layout, sections, added, segments);
         store.commit(record).await?;
         self.learn(layout, made, blocks).await?;
-        self.healing().remove(&image);
+            self.healing().remove(&image);
         let store = store.clone();
         blocking(move || store.keep_whole(image, &draft)).await?;
         Ok(Uploaded { sections, added, healed: before.is_some() })
@@ -510,7 +510,8 @@ impl Uploads {
             let base = At { bytes: &from, hashes, geometry: base.geometry() };
             let target = At { bytes: &to, hashes: BlockHashes::new(&section), geometry };
             let received = Received::of(&parts, target.hashes);
-            Ok::<_, StoreError>(after::pack(&base, &lies, &target, &received, &known))
+            let packed = after::pack(&base, &lies, &target, &received, &known);
+                    Ok::<_, StoreError>(packed)
         });
         let Some(packed) = packed.await? else { return Ok((layout, own)) };
         let plain: u64 = own.segments.iter().map(|segment| segment.length).sum();
@@ -551,12 +552,7 @@ impl Uploads {
     }
 
     /// Lets later uploads find this image's blocks.
-    async fn learn(
-        &self,
-        layout: Arc<Layout>,
-        made: Vec<goldsync_proto::digest::Digest>,
-        blocks: Bytes,
-    ) -> Result<(), StoreError> {
+    async fn learn(&self, layout: Arc<Layout>, made: Vec<Digest>, blocks: Bytes) -> Result<(), StoreError> {
         let known = self.known();
         let merge = move || Ok::<_, StoreError>(known.with(&layout, &made, BlockHashes::new(&blocks)));
         let merged = Arc::new(blocking(merge).await?);
@@ -603,6 +599,17 @@ impl Uploads {
         let open: HashSet<ImageId> = self.open.lock().await.keys().copied().collect();
         blocking(move || clean(&folder, &store, &open)).await?;
         self.store.sweep(unneeded.names).await
+    }
+
+    /// Writes segments anew of which most is dead, but for those that are `held`. Copying disturbs nobody; while images move,
+    /// nothing is proven, and later uploads find their blocks where they lie then.
+    pub async fn rewrite(&self, held: &HashSet<Digest>) -> Result<Rewritten, StoreError> {
+        let Some(begun) = self.store.begin_rewriting(held).await? else { return Ok(Rewritten::default()) };
+        let _nothing_is_completed = self.completing.lock().await;
+        let rewritten = self.store.carry_through(&begun).await;
+        let known = Arc::new(known_blocks(&self.store).await);
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
+        rewritten
     }
 }
 

@@ -99,7 +99,7 @@ impl Packs {
         let wire = plan.wire_bytes();
         // An image that was taken out meanwhile takes its plans with it.
         self.check(Some(base), pair.1)?;
-        self.keep(plan, Grade::Thorough).await?;
+        self.keep(plan, None, Grade::Thorough).await?;
         tracing::info!(%base, target = %pair.1, wire, "made a thorough plan");
         Ok(())
     }

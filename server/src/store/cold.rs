@@ -138,20 +138,10 @@ fn pack_of_frame(layout: &Layout, frame: u32) -> Option<(Digest, Pack)> {
 
 /// Which frames shall be packed anew: those with a prefix, and others if the waste is worth it.
 fn scattered_frames(layout: &Layout) -> Vec<bool> {
-    let mut wanted = vec![[0_u64; 4]; layout.frames().len()];
-    for extent in layout.extents() {
-        let Place::Stored { frame, from } = extent.place else { continue };
-        let Some(bits) = wanted.get_mut(frame as usize) else { continue };
-        for block in u32::from(from)..u32::from(from) + extent.count {
-            if let Some(word) = bits.get_mut(block as usize / 64) {
-                *word |= 1 << (block % 64);
-            }
-        }
-    }
     let (mut all, mut waste) = (0, 0);
-    let mut scattered = Vec::with_capacity(wanted.len());
-    for (frame, bits) in layout.frames().iter().zip(wanted) {
-        let (blocks, used) = (frame.blocks(), bits.iter().map(|word| word.count_ones()).sum::<u32>());
+    let mut scattered = Vec::with_capacity(layout.frames().len());
+    for (frame, used) in layout.frames().iter().zip(layout.used()) {
+        let (blocks, used) = (frame.blocks(), used.len());
         if used > 0 {
             all += u64::from(frame.wire_len);
             waste += u64::from(frame.wire_len) * u64::from(blocks - used.min(blocks)) / u64::from(blocks.max(1));
