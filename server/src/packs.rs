@@ -34,6 +34,7 @@ use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 
+use crate::memory;
 use crate::store::files::{blocking, list, prepare_folder, temporary, write_durable};
 use crate::store::{Store, StoreError, Whole, cold};
 
@@ -548,9 +549,11 @@ fn make_pair(base: &Mapped, target: &Mapped, effort: Effort, draft: Draft) -> Re
     let (base, target) = (base.with(&base_bytes), target.with(&target_bytes));
     let write = |wire: &[u8]| out.write_all(wire).map_err(|error| StoreError::io("write", &draft.path)(error).into());
     let plan = make::pair::<PlanError>(base, target, effort, write)?;
+    memory::give_back();
     out.flush().map_err(StoreError::io("write", &draft.path))?;
     drop(out);
     prove(&plan, &base_bytes, &draft, effort.threads)?;
+    memory::give_back();
     Ok((plan, draft))
 }
 

@@ -38,6 +38,7 @@ use super::parts::{self, Part};
 use super::segments::{Own, Received, lay_out, missing, store_packs, store_parts};
 use super::sign::sign_file;
 use crate::api::types::{Missing, UploadState, Uploaded};
+use crate::memory;
 use crate::store::files::{blocking, list, prepare_folder, write_durable};
 use crate::store::layout::{Layout, LayoutError};
 use crate::store::{ImageRecord, Rewritten, Store, StoreError, Swept, Unneeded, older};
@@ -480,7 +481,8 @@ impl Uploads {
         let record = ImageRecord::new(image, number, geometry, stored_layout, sections, added, segments);
         store.commit(record).await?;
         self.learn(layout, made, blocks).await?;
-            self.healing().remove(&image);
+        memory::give_back();
+        self.healing().remove(&image);
         let store = store.clone();
         blocking(move || store.keep_whole(image, &draft)).await?;
         Ok(Uploaded { sections, added, healed: before.is_some() })
@@ -511,7 +513,8 @@ impl Uploads {
             let target = At { bytes: &to, hashes: BlockHashes::new(&section), geometry };
             let received = Received::of(&parts, target.hashes);
             let packed = after::pack(&base, &lies, &target, &received, &known);
-                    Ok::<_, StoreError>(packed)
+            memory::give_back();
+            Ok::<_, StoreError>(packed)
         });
         let Some(packed) = packed.await? else { return Ok((layout, own)) };
         let plain: u64 = own.segments.iter().map(|segment| segment.length).sum();
