@@ -51,6 +51,8 @@ pub struct Effort {
     pub pack: usize,
     /// Bytes of prefix a pack.
     pub prefix: usize,
+    /// What speaks for a part of the base must be more than this for it to become prefix: each costs time.
+    pub least: u32,
     /// Threads at most.
     pub threads: usize,
 }
@@ -69,10 +71,10 @@ pub enum Near {
 impl Effort {
     /// A node is waiting.
     pub const QUICK: Self =
-        Self { level: 9, near: Near::None, pack: PACK_RAW_MAX, prefix: PREFIX_MAX, threads: usize::MAX };
+        Self { level: 9, near: Near::None, pack: PACK_RAW_MAX, prefix: PREFIX_MAX, least: 12, threads: usize::MAX };
 
     /// Nobody is waiting, and there is other work to do.
-    pub const THOROUGH: Self = Self { near: Near::Patch, threads: 1, ..Self::QUICK };
+    pub const THOROUGH: Self = Self { near: Near::Patch, least: 0, threads: 1, ..Self::QUICK };
 
     /// Nor does it matter how long unpacking takes.
     pub const SMALLEST: Self = Self { near: Near::Delta, ..Self::THOROUGH };
@@ -273,9 +275,10 @@ fn compress_one(
     gathered: &Gathered,
 ) -> (Pack, Vec<u8>) {
     let raw = gather_bytes(target.bytes, gathered.blocks.iter().map(|block| (*block, 1)));
-    let runs = choose_prefix(base.geometry, &raw, gathered, votes, effort.prefix);
+    let dense = is_dense(&raw) && !is_edited(base, &gathered.blocks, &raw);
+    let runs = choose_prefix(base.geometry, gathered, votes.count(&raw), dense, effort);
     let prefix = gather_bytes(base.bytes, runs.iter().copied());
-    let (codec, wire) = compress(&raw, &prefix, effort);
+    let (codec, wire) = if dense { compress_dense(&raw, &prefix, effort) } else { compress(&raw, &prefix, effort) };
     // Bytes that no base helps with are not worth a prefix that might have drifted.
     let prefix = if codec == Codec::Raw { vec![] } else { runs };
     let pack = Pack {
@@ -293,19 +296,14 @@ fn compress_one(
 
 /// The smallest of what the effort allows.
 fn compress(raw: &[u8], prefix: &[u8], effort: Effort) -> (Codec, Vec<u8>) {
-    let first = pack::compress(raw, prefix, effort.level);
-    if effort.near == Near::None {
-        return first;
+    match near_copies(raw, prefix, effort.near) {
+        // Where the base helps so much, zstd comes nowhere near the model.
+        Some((Codec::Delta, delta)) if delta.len() < raw.len() / 2 => (Codec::Delta, delta),
+        near => {
+            let plain = pack::compress(raw, prefix, effort.level);
+            near.filter(|(_, near)| near.len() < plain.1.len()).unwrap_or(plain)
+        }
     }
-    let mut tried = Vec::new();
-    // Where the base helps little, most bytes are compressed already: near copies are rare, and the search for them is slow.
-    let dense = first.1.len() > raw.len() / 4 * 3;
-    let near = if dense { None } else { near_copies(raw, prefix, effort.near) };
-    if near.as_ref().is_none_or(|(_, near)| near.len() > first.1.len() / 32 * 31) {
-        tried.push(pack::compress(raw, prefix, LEVEL_DENSE));
-    }
-    tried.extend(near);
-    tried.into_iter().fold(first, |best, next| if next.1.len() < best.1.len() { next } else { best })
 }
 
 fn near_copies(raw: &[u8], prefix: &[u8], near: Near) -> Option<(Codec, Vec<u8>)> {
@@ -317,8 +315,39 @@ fn near_copies(raw: &[u8], prefix: &[u8], near: Near) -> Option<(Codec, Vec<u8>)
     }
 }
 
-/// zstd's level for what the base hardly helps with.
-const LEVEL_DENSE: i32 = 19;
+/// There are no near copies, and what is the same is long: more work finds no more of it.
+fn compress_dense(raw: &[u8], prefix: &[u8], effort: Effort) -> (Codec, Vec<u8>) {
+    pack::compress(raw, prefix, effort.level.min(LEVEL_DENSE))
+}
+
+/// zstd's level for bytes that are compressed already. Below it long matches are lost.
+const LEVEL_DENSE: i32 = 7;
+
+/// Whether nearly all blocks look like noise, as compressed bytes do: then nothing helps but bytes that are the same.
+fn is_dense(raw: &[u8]) -> bool {
+    let blocks = raw.as_chunks::<{ BLOCK as usize }>().0;
+    let noise = blocks.iter().filter(|block| is_noise(block)).count();
+    noise * 16 >= blocks.len() * 15
+}
+
+/// Whether blocks are nearly what stands at their place in the base: noise may have been edited, too.
+fn is_edited(base: Image<'_>, blocks: &[u32], raw: &[u8]) -> bool {
+    let (mut equal, mut looked_at) = (0, 0);
+    for (block, new) in blocks.iter().zip(raw.as_chunks::<{ BLOCK as usize }>().0).step_by(16) {
+        let old = gather_bytes(base.bytes, [(*block, 1)]);
+        equal += old.iter().zip(new).filter(|(old, new)| old == new).count();
+        looked_at += new.len();
+    }
+    equal * 8 > looked_at
+}
+
+/// In 4096 random bytes the squares of how often each value comes add up to 69,600, give or take 400. What deflate, zstd or xz
+/// wrote is close to it; what lz4 wrote has four times as much, and text and programs more.
+fn is_noise(block: &[u8; BLOCK as usize]) -> bool {
+    let mut counts = [0_u32; 256];
+    block.iter().for_each(|byte| counts[usize::from(*byte)] += 1);
+    counts.iter().map(|count| count * count).sum::<u32>() < 76_000
+}
 
 /// The bytes of runs of blocks, joined. What lies outside counts as nothing.
 pub fn gather_bytes(bytes: &[u8], runs: impl IntoIterator<Item = Run>) -> Vec<u8> {
@@ -333,17 +362,25 @@ pub fn gather_bytes(bytes: &[u8], runs: impl IntoIterator<Item = Run>) -> Vec<u8
 /// Blocks in a segment, the unit in which a prefix is chosen.
 const SEGMENT_BLOCKS: u32 = 16;
 
-fn choose_prefix(base: Geometry, raw: &[u8], gathered: &Gathered, votes: &Votes, bytes: usize) -> Vec<Run> {
-    let room = (bytes / (SEGMENT_BLOCKS as usize * BLOCK as usize)).min(PREFIX_RUNS_MAX);
+/// Which parts of the base a pack is compressed after. `score`: what the votes say of each segment. Dense bytes have nothing in
+/// common with what merely lies near.
+fn choose_prefix(
+    base: Geometry,
+    gathered: &Gathered,
+    mut score: HashMap<u32, u32>,
+    dense: bool,
+    effort: Effort,
+) -> Vec<Run> {
+    let room = (effort.prefix / (SEGMENT_BLOCKS as usize * BLOCK as usize)).min(PREFIX_RUNS_MAX);
     let segments = base.blocks().div_ceil(SEGMENT_BLOCKS);
-    let mut score: HashMap<u32, u32> = votes.count(raw);
-    for block in &gathered.near {
+    for block in gathered.near.iter().filter(|_| !dense) {
         // The segment itself and, weaker, its neighbours: a file that grew goes on there.
         let segment = block / SEGMENT_BLOCKS;
         *score.entry(segment).or_default() += 2;
         *score.entry(segment + 1).or_default() += 1;
     }
-    let mut ranked: Vec<(u32, u32)> = score.into_iter().filter(|(segment, _)| *segment < segments).collect();
+    let counts = |(segment, score): &(u32, u32)| *segment < segments && *score > effort.least;
+    let mut ranked: Vec<(u32, u32)> = score.into_iter().filter(counts).collect();
     ranked.sort_unstable_by_key(|(segment, score)| (std::cmp::Reverse(*score), *segment));
     ranked.truncate(room);
     // The best last: zstd codes near matches shorter and searches them first.

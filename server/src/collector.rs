@@ -5,6 +5,8 @@
 //! a day has passed ──────┼──▶ plans of images that go ──▶ images ──▶ objects      (see `store::collect`)
 //! something had to wait ─┘
 //! ```
+//! Then segments of which most is dead by now are written anew, so that they can go the next time; see `store::rewrite`.
+//!
 //! What must stay: the images of the catalog's releases, what was stored or asked for lately, and the plans between images
 //! that stay. It sleeps until one of the three happens; a collection that was killed is done again at the next.
 
@@ -18,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::CatalogError;
 use crate::hub::Hub;
-use crate::store::{StoreError, Swept, Unneeded};
+use crate::store::{Rewritten, StoreError, Swept, Unneeded};
 
 /// How often it is looked without a reason: uploads that were given up, and what a dead server left.
 const EVERY: Duration = Duration::from_secs(24 * 3600);
@@ -43,14 +45,41 @@ pub async fn keep_collecting(hub: Arc<Hub>, quit: CancellationToken) {
             () = quit.cancelled() => return,
             _ = timeout(wait, hub.unneeded.notified()) => {}
         }
-        wait = match collect(&hub).await {
-            Ok(Collected { later: false, .. }) => EVERY,
-            Ok(_) => soon,
+        // Being told to stop is a death like any other to it, and it may take long.
+        let again = tokio::select! {
+            () = quit.cancelled() => return,
+            again = collect_and_rewrite(&hub) => again,
+        };
+        wait = match again {
+            Ok(false) => EVERY,
+            Ok(true) => soon,
             Err(error) => {
                 tracing::error!(%error, "what no release needs could not be removed; it is tried again");
                 soon
             }
         };
+    }
+}
+
+/// Collects, and makes more collectable. Whether there is something for a next time.
+async fn collect_and_rewrite(hub: &Hub) -> Result<bool, CollectError> {
+    let collected = collect(hub).await?;
+    Ok(rewrite(hub).await? > 0 || collected.later)
+}
+
+/// Writes segments anew of which most is dead. Returns how many nothing needs now.
+pub async fn rewrite(hub: &Hub) -> Result<u64, CollectError> {
+    let mut segments = 0;
+    loop {
+        let held = hub.packs.held(|_| true);
+        let Rewritten { segments: more, dead, written, images } = hub.uploads.rewrite(&held).await?;
+        if more == 0 {
+            return Ok(segments);
+        }
+        hub.packs.forget_moved().await?;
+        segments += more;
+        let frees = dead.saturating_sub(written);
+        tracing::info!(segments = more, images, dead, written, frees, "wrote segments anew of which most was dead");
     }
 }
 

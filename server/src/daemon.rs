@@ -239,7 +239,8 @@ async fn open(config: Config) -> Result<(Arc<Hub>, ServerCertificate), DaemonErr
     let certificate = authority.server(&certificate_names(&config), Utc::now())?;
     let trust = Arc::new(Trust::open(&data.join(place::TRUST)).await?);
     let catalog = Arc::new(Catalog::open(data).await?);
-    let options = StoreOptions { grace: config.store.grace.0, ..StoreOptions::default() };
+    let (grace, rewrite_above) = (config.store.grace.0, config.store.rewrite_above);
+    let options = StoreOptions { grace, rewrite_above, ..StoreOptions::default() };
     let store = Store::open(data, options).await?;
     let mut options = PacksOptions::default();
     if !config.plans.thorough {

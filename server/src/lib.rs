@@ -19,6 +19,7 @@ pub mod golden;
 pub mod hub;
 pub mod init;
 pub mod likely;
+mod memory;
 pub mod near;
 pub mod orders;
 pub mod packs;
@@ -35,6 +36,7 @@ pub mod trust;
 /// The binary `goldsync`, so that another program can be it: parses `args` (the first one is the program's name), runs
 /// the verb, and answers its exit code.
 pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    memory::bound_heaps();
     match cli::Cli::try_parse_from(args) {
         Ok(cli) => ctl::run(cli),
         Err(error) => {

@@ -35,6 +35,7 @@ use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 
+use crate::memory;
 use crate::store::files::{blocking, list, prepare_folder, temporary, write_durable};
 use crate::store::{Store, StoreError, Whole, cold};
 
@@ -197,6 +198,9 @@ struct PlanRecord {
     target: ImageId,
     grade: Grade,
     plan: Section,
+    /// Of a cold plan: the layout of the image as it was then. Where it lies otherwise, the plan leads nowhere soon.
+    #[serde(default)]
+    layout: Option<Digest>,
     /// What the plan's packs lie in.
     objects: Vec<Section>,
 }
@@ -293,16 +297,30 @@ impl Packs {
         Progress { quick, thorough, smallest, under_way }
     }
 
-    /// Forgets an image's cold plan, which points into the segments where the image lay before.
-    pub async fn forget_cold(&self, image: ImageId) -> Result<(), StoreError> {
-        self.forget(((None, image), Grade::Quick)).await
+    /// Forgets the cold plans of images that lie elsewhere by now. Who has such a plan in hand can carry it out for as long as
+    /// the old segments stay.
+    pub async fn forget_moved(&self) -> Result<(), StoreError> {
+        self.retain(|_, _| true).await.map(drop)
     }
 
-    /// Forgets all plans that `keep` turns down, and answers which objects the others need.
+    /// The objects that plans between images need of which `keep` wants both.
+    pub fn held(&self, keep: impl Fn(ImageId) -> bool) -> HashSet<Digest> {
+        let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let pairs = records.values().filter(|record| record.base.is_some_and(&keep) && keep(record.target));
+        pairs.flat_map(|record| record.names().collect::<Vec<_>>()).collect()
+    }
+
+    /// Forgets all plans that `keep` turns down or that lead to where an image does not lie any more, and answers which objects
+    /// the others need.
     pub async fn retain(&self, keep: impl Fn(Option<ImageId>, ImageId) -> bool) -> Result<HashSet<Digest>, StoreError> {
+        let kept = |record: &PlanRecord| {
+            let lies = self.store.image(record.target).map(|image| image.layout.name);
+            let moved = record.base.is_none() && record.layout != lies;
+            keep(record.base, record.target) && !moved
+        };
         let given_up: Vec<(Pair, Grade)> = {
             let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-            records.keys().filter(|((base, target), _)| !keep(*base, *target)).copied().collect()
+            records.iter().filter(|(_, record)| !kept(record)).map(|(key, _)| *key).collect()
         };
         for plan in given_up {
             #[cfg(test)]
@@ -361,14 +379,26 @@ impl Packs {
             return Ok(section);
         }
         let _turn = self.turns.acquire().await.map_err(|_| StoreError::Stopping)?;
-        let plan = match pair {
-            (None, target) => cold::plan(&self.store, target).await?,
-            (Some(base), target) => self.make(base, target, self.options.effort).await?,
+        let (plan, layout) = match pair {
+            (None, target) => self.make_cold(target).await?,
+            (Some(base), target) => (self.make(base, target, self.options.effort).await?, None),
         };
         self.made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let section = self.keep(plan, Grade::Quick).await?;
+        let section = self.keep(plan, layout, Grade::Quick).await?;
         self.improve_later(pair);
         Ok(section)
+    }
+
+    /// The plan from nothing, and the layout that it follows: once more if the image was moved meanwhile.
+    async fn make_cold(&self, target: ImageId) -> Result<(Plan, Option<Digest>), PlanError> {
+        let lies = || self.store.image(target).map(|image| image.layout.name);
+        loop {
+            let before = lies();
+            let plan = cold::plan(&self.store, target).await?;
+            if lies() == before {
+                return Ok((plan, before));
+            }
+        }
     }
 
     /// The plan that is on disk, with all that it needs.
@@ -378,8 +408,8 @@ impl Packs {
     }
 
     /// Stores a plan, and answers with it from now on.
-    async fn keep(&self, plan: Plan, grade: Grade) -> Outcome {
-        let record = Arc::new(self.record(plan, grade).await?);
+    async fn keep(&self, plan: Plan, layout: Option<Digest>, grade: Grade) -> Outcome {
+        let record = Arc::new(self.record(plan, layout, grade).await?);
         let (key, section) = (record.key(), record.plan);
         self.records.lock().unwrap_or_else(PoisonError::into_inner).insert(key, record);
         Ok(section)
@@ -425,7 +455,7 @@ impl Packs {
     }
 
     /// Stores a plan and makes it exist.
-    async fn record(&self, plan: Plan, grade: Grade) -> Result<PlanRecord, PlanError> {
+    async fn record(&self, plan: Plan, layout: Option<Digest>, grade: Grade) -> Result<PlanRecord, PlanError> {
         let (base, target, names) = (plan.base, plan.target, plan.objects.clone());
         let bytes = blocking(move || {
             let bytes = plan.encode()?;
@@ -438,7 +468,7 @@ impl Packs {
         for name in names {
             objects.push(Section { name, length: self.store.objects().len(name).await? });
         }
-        let record = PlanRecord { format: FORMAT, base, target, grade, plan, objects };
+        let record = PlanRecord { format: FORMAT, base, target, grade, plan, layout, objects };
         let path = self.folder.join(file_name((base, target), grade));
         let text = serde_json::to_vec(&record).map_err(|error| PlanError::Failed { reason: error.to_string() })?;
         blocking(move || write_durable(&path, &text)).await?;
@@ -542,9 +572,11 @@ fn make_pair(base: &Mapped, target: &Mapped, effort: Effort, draft: Draft) -> Re
     let (base, target) = (base.with(&base_bytes), target.with(&target_bytes));
     let write = |wire: &[u8]| out.write_all(wire).map_err(|error| StoreError::io("write", &draft.path)(error).into());
     let plan = make::pair::<PlanError>(base, target, effort, write)?;
+    memory::give_back();
     out.flush().map_err(StoreError::io("write", &draft.path))?;
     drop(out);
     prove(&plan, [&base_bytes, &target_bytes], &draft, effort.threads)?;
+    memory::give_back();
     Ok((plan, draft))
 }
 

@@ -73,9 +73,11 @@ async fn look(hub: &Hub, releases: &[ReleaseRef]) -> ApiResult<Pruning> {
         pruning.iter().filter(|one| one.needed_by.is_empty()).map(|one| &one.release).collect();
     let stays: HashSet<ImageId> =
         rows.iter().filter(|row| !going.contains(&row.manifest.release)).map(|row| row.manifest.image).collect();
-    let goes = pruning.iter().map(|one| one.image).filter(|image| !stays.contains(image)).collect();
+    let goes: HashSet<ImageId> = pruning.iter().map(|one| one.image).filter(|image| !stays.contains(image)).collect();
     let frees = hub.store.only_for(&goes).await?;
-    Ok(Pruning { releases: pruning, frees })
+    let held = hub.packs.held(|image| !goes.contains(&image));
+    let rewriting = hub.store.dead_without(&goes, &held).await?;
+    Ok(Pruning { releases: pruning, frees, rewriting })
 }
 
 /// A slot that does not say as which release it was filled may have been filled as any with that image.

@@ -7,8 +7,9 @@
 //! executable code"; the index here is a hash table with chains, ten times faster to make than a suffix array.)
 //!
 //! Bounded: chains are followed for so many links, equal bytes are skipped once found. Memory: four bytes for each byte of the
-//! window, and the table.
+//! window, and 8 MiB of table at most: with fewer slots the chains of what is nowhere are long, with more the table is slow to fill.
 
+use crate::limits::{PACK_RAW_MAX, PREFIX_MAX};
 use crate::pack::delta::Piece;
 
 /// Bytes that must be equal for a place to be looked at.
@@ -81,45 +82,54 @@ fn likeness(window: &[u8], a: usize, b: usize, len: usize) -> usize {
     part(a).zip(part(b)).filter(|(a, b)| a == b).count()
 }
 
-/// Where each eight bytes of the window were met, the last first.
+/// Where each eight bytes of the window were met, the last first. A place is kept with some more bits of its hash above it:
+/// what cannot be equal is passed over without a look at it.
 struct Index<'a> {
     window: &'a [u8],
+    log: u32,
     heads: Vec<u32>,
     links: Vec<u32>,
 }
 
-const TABLE_LOG: u32 = 20;
+/// Bits of a place, and the table's at most.
+const PLACE_BITS: u32 = 23;
+const TABLE_LOG_MAX: u32 = 21;
+const PLACE: u32 = (1 << PLACE_BITS) - 1;
 const NOWHERE: u32 = u32::MAX;
+
+const _: () = assert!(PREFIX_MAX + PACK_RAW_MAX < 1 << PLACE_BITS);
 
 impl<'a> Index<'a> {
     fn new(window: &'a [u8]) -> Self {
-        Self { window, heads: vec![NOWHERE; 1 << TABLE_LOG], links: vec![NOWHERE; window.len()] }
+        let log = window.len().next_power_of_two().trailing_zeros().clamp(1, TABLE_LOG_MAX);
+        Self { window, log, heads: vec![NOWHERE; 1 << log], links: vec![NOWHERE; window.len()] }
     }
 
-    fn slot(&self, at: usize) -> Option<usize> {
+    /// The slot of the eight bytes at a place, and the bits of their hash that are kept with it.
+    fn slot(&self, at: usize) -> Option<(usize, u32)> {
         let eight = self.window.get(at..at + SEED)?.first_chunk::<SEED>()?;
         let mixed = u64::from_le_bytes(*eight).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        Some((mixed >> (64 - TABLE_LOG)) as usize)
+        Some(((mixed >> (64 - self.log)) as usize, (mixed >> 8) as u32 & !PLACE))
     }
 
     fn insert(&mut self, at: usize) {
-        if let Some(slot) = self.slot(at) {
+        if let Some((slot, tag)) = self.slot(at) {
             self.links[at] = self.heads[slot];
-            self.heads[slot] = at as u32;
+            self.heads[slot] = tag | at as u32;
         }
     }
 
     /// The longest equal piece, and where it is.
     fn longest(&self, at: usize) -> (usize, usize) {
         let mut best = (0, 0);
-        let Some(slot) = self.slot(at) else { return best };
+        let Some((slot, tag)) = self.slot(at) else { return best };
         let mut place = self.heads[slot];
         for _ in 0..DEPTH {
             if place == NOWHERE {
                 break;
             }
-            let from = place as usize;
-            if self.window.get(from + best.0) == self.window.get(at + best.0) {
+            let from = (place & PLACE) as usize;
+            if place & !PLACE == tag && self.window.get(from + best.0) == self.window.get(at + best.0) {
                 let len = common(self.window, from, at);
                 if len > best.0 {
                     best = (len, from);

@@ -155,6 +155,8 @@ pub struct Pruning {
     pub releases: Vec<PruningRelease>,
     /// Bytes of images that no other release needs: they are given back within the server's `store.grace`.
     pub frees: u64,
+    /// Bytes, about, that come back besides once segments of which most is dead then were written anew.
+    pub rewriting: u64,
 }
 
 /// A release that shall be pruned.

@@ -69,7 +69,7 @@ pub async fn complete(State(hub): State<Arc<Hub>>, Path(image): Path<String>) ->
     let image = parse(&image)?;
     let uploaded = hub.uploads.complete(image).await?;
     if uploaded.healed {
-        hub.packs.forget_cold(image).await?;
+        hub.packs.forget_moved().await?;
     }
     Ok(Json(uploaded))
 }

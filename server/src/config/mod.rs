@@ -83,6 +83,9 @@ pub struct Store {
     /// What nothing needs any more is removed when nobody wrote or read it for so long. Default 1 hour: more than a node
     /// rests in the middle of an update.
     pub grace: Span,
+    /// Percent of a segment that may be dead, needed by no image, before the rest of it is written anew and it goes. Default
+    /// 50; 100 leaves every segment as it is for as long as an image lies in any part of it.
+    pub rewrite_above: u8,
 }
 
 /// How plans are made.
@@ -132,7 +135,7 @@ impl Default for Nodes {
 
 impl Default for Store {
     fn default() -> Self {
-        Self { grace: Span::seconds(3600) }
+        Self { grace: Span::seconds(3600), rewrite_above: 50 }
     }
 }
 
@@ -222,6 +225,8 @@ impl Config {
         between("nodes.connections_max", nodes.connections_max, 1, 10_000_000)?;
         between("nodes.connections_per_node", nodes.connections_per_node, 1, 1000)?;
         between("nodes.streams_per_connection", nodes.streams_per_connection, 2, 1024)?;
+        // Lower than that, more would be copied again and again than is ever given back.
+        between("store.rewrite_above", self.store.rewrite_above.into(), 10, 100)?;
         for (key, span) in [
             ("nodes.request_timeout", nodes.request_timeout),
             ("nodes.keep_alive", nodes.keep_alive),

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::fail::{Code, Failure, Outcome};
 use super::{Desk, screen, show, sign};
-use crate::api::types::{PruneRequest, PruningRelease, Release};
+use crate::api::types::{PruneRequest, Pruning, PruningRelease, Release};
 use crate::cli::ReleasePrune;
 
 /// What a pruning came to.
@@ -22,6 +22,8 @@ struct Pruned {
     needed: Vec<PruningRelease>,
     /// Bytes that are given back.
     frees: u64,
+    /// Bytes, about, that come back besides once segments of which most is dead were written anew.
+    rewriting: u64,
 }
 
 /// `goldsync release prune`
@@ -36,28 +38,31 @@ pub async fn run(desk: &Desk, args: &ReleasePrune) -> Outcome {
         return Err(Failure::new(Code::Failed, message).remedy("nothing was pruned; move what needs it first"));
     }
     let going: Vec<ReleaseRef> = going.into_iter().map(|release| release.release).collect();
-    let frees = match (going.is_empty(), args.dry_run) {
-        (true, _) => 0,
-        (false, true) => ask(desk, &going).await?.1,
+    let (frees, rewriting) = match (going.is_empty(), args.dry_run) {
+        (true, _) => (0, 0),
+        (false, true) => given_back(&ask(desk, &going).await?),
         (false, false) => {
             let signer = sign::signer(desk, RELEASES_ROLE)?;
             desk.interrupted.leaves("whether anything was pruned, `goldsync release list` says");
-            sign::removal(desk, &signer, &going).await?.frees
+            given_back(&sign::removal(desk, &signer, &going).await?)
         }
     };
-    let pruned = Pruned { dry_run: args.dry_run, pruned: going, needed, frees };
+    let pruned = Pruned { dry_run: args.dry_run, pruned: going, needed, frees, rewriting };
     if args.json.json { screen::print_json(&pruned) } else { screen::print(&text(&pruned)) }
 }
 
 async fn look(desk: &Desk, chosen: Vec<ReleaseRef>) -> Outcome<Vec<PruningRelease>> {
-    if chosen.is_empty() { Ok(Vec::new()) } else { Ok(ask(desk, &chosen).await?.0) }
+    if chosen.is_empty() { Ok(Vec::new()) } else { Ok(ask(desk, &chosen).await?.releases) }
+}
+
+fn given_back(pruning: &Pruning) -> (u64, u64) {
+    (pruning.frees, pruning.rewriting)
 }
 
 /// What would come of it.
-async fn ask(desk: &Desk, releases: &[ReleaseRef]) -> Outcome<(Vec<PruningRelease>, u64)> {
+async fn ask(desk: &Desk, releases: &[ReleaseRef]) -> Outcome<Pruning> {
     let request = PruneRequest { releases: releases.to_vec(), role: None };
-    let pruning = desk.client.prune(&request).await??;
-    Ok((pruning.releases, pruning.frees))
+    Ok(desk.client.prune(&request).await??)
 }
 
 /// Of each name all but the newest, and of those what is old enough; oldest first.
@@ -94,6 +99,10 @@ fn text(pruned: &Pruned) -> String {
         (false, true) => format!("would prune {count}, which frees {frees}"),
         (false, false) => format!("pruned {count}; the server gives back {frees}"),
     });
+    if pruned.rewriting > 0 {
+        let more = show::bytes(pruned.rewriting);
+        lines.push(format!("about {more} more come back when the server has written half-dead segments anew"));
+    }
     lines.extend(pruned.pruned.iter().map(|release| format!("  {release}")));
     for release in &pruned.needed {
         lines.push(format!("  stays    {}: {}", release.release, release.needed_by.join(", ")));
@@ -147,9 +156,12 @@ mod tests {
             image: goldsync_proto::digest::ImageId::of(b"x"),
             needed_by: vec!["node n1 runs it".into()],
         };
-        let pruned =
-            Pruned { dry_run: true, pruned: vec!["web:2".parse().unwrap()], needed: vec![needed], frees: 3 << 20 };
-        let text = text(&pruned);
-        assert_eq!(text, "would prune 1 release, which frees 3 MiB\n  web:2\n  stays    web:1: node n1 runs it");
+        let (pruned, needed) = (vec!["web:2".parse().unwrap()], vec![needed]);
+        let mut pruned = Pruned { dry_run: true, pruned, needed, frees: 3 << 20, rewriting: 0 };
+        let told = "would prune 1 release, which frees 3 MiB\n  web:2\n  stays    web:1: node n1 runs it";
+        assert_eq!(text(&pruned), told);
+        pruned.rewriting = 5 << 20;
+        let more = "about 5 MiB more come back when the server has written half-dead segments anew";
+        assert_eq!(text(&pruned).lines().nth(1), Some(more));
     }
 }

@@ -107,6 +107,20 @@ pub(crate) async fn apply(store: &Arc<Store>, plan: &Plan, base: &[u8]) -> Vec<u
     out
 }
 
+/// Runs of blocks from a small pool, so that images share much, with each other and within themselves.
+pub(crate) fn image_of(cuts: &[(usize, usize, u8)]) -> Vec<u8> {
+    let pool = noise(60, 1);
+    let mut bytes = Vec::new();
+    for (from, len, kind) in cuts {
+        match kind {
+            0 => bytes.resize(bytes.len() + len * BLOCK, 0),
+            1 => bytes.extend(noise(*len, *from as u64 + 2)),
+            _ => bytes.extend_from_slice(&pool[from * BLOCK..(from + len) * BLOCK]),
+        }
+    }
+    bytes
+}
+
 /// The path of an object.
 pub(crate) fn object_path(store: &Store, name: Digest) -> std::path::PathBuf {
     let hex = name.to_string();

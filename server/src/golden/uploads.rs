@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use goldsync_proto::block::{Geometry, GeometryError, Run, runs_of};
-use goldsync_proto::digest::ImageId;
+use goldsync_proto::digest::{Digest, ImageId};
 use goldsync_proto::limits::BLOCK;
 use goldsync_proto::pack::{FRAME_HEAD, FrameHead, PackError, decompress, frame_head, hash16};
 use goldsync_proto::release::{Section, Sections};
@@ -39,9 +39,10 @@ use super::parts::{self, Part};
 use super::segments::{Own, Received, lay_out, missing, store_packs, store_parts};
 use super::sign::sign_file;
 use crate::api::types::{Missing, UploadState, Uploaded};
+use crate::memory;
 use crate::store::files::{blocking, list, prepare_folder, write_durable};
 use crate::store::layout::{Layout, LayoutError};
-use crate::store::{ImageRecord, Store, StoreError, Swept, Unneeded, older};
+use crate::store::{ImageRecord, Rewritten, Store, StoreError, Swept, Unneeded, older};
 
 /// An upload that nobody touched for so long is given up.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
@@ -484,6 +485,7 @@ impl Uploads {
         let record = ImageRecord::new(image, number, geometry, stored_layout, sections, added, segments);
         store.commit(record.deriving(derived)).await?;
         self.learn(layout, made, blocks).await?;
+        memory::give_back();
         self.healing().remove(&image);
         let store = store.clone();
         blocking(move || store.keep_whole(image, &draft)).await?;
@@ -514,7 +516,9 @@ impl Uploads {
             let base = At { bytes: &from, hashes, geometry: base.geometry() };
             let target = At { bytes: &to, hashes: BlockHashes::new(&section), geometry };
             let received = Received::of(&parts, target.hashes);
-            Ok::<_, StoreError>(after::pack(&base, &lies, &target, &received, &known))
+            let packed = after::pack(&base, &lies, &target, &received, &known);
+            memory::give_back();
+            Ok::<_, StoreError>(packed)
         });
         let Some(packed) = packed.await? else { return Ok((layout, own)) };
         let plain: u64 = own.segments.iter().map(|segment| segment.length).sum();
@@ -555,12 +559,7 @@ impl Uploads {
     }
 
     /// Lets later uploads find this image's blocks.
-    async fn learn(
-        &self,
-        layout: Arc<Layout>,
-        made: Vec<goldsync_proto::digest::Digest>,
-        blocks: Bytes,
-    ) -> Result<(), StoreError> {
+    async fn learn(&self, layout: Arc<Layout>, made: Vec<Digest>, blocks: Bytes) -> Result<(), StoreError> {
         let known = self.known();
         let merge = move || Ok::<_, StoreError>(known.with(&layout, &made, BlockHashes::new(&blocks)));
         let merged = Arc::new(blocking(merge).await?);
@@ -607,6 +606,17 @@ impl Uploads {
         let open: HashSet<ImageId> = self.open.lock().await.keys().copied().collect();
         blocking(move || clean(&folder, &store, &open)).await?;
         self.store.sweep(unneeded.names).await
+    }
+
+    /// Writes segments anew of which most is dead, but for those that are `held`. Copying disturbs nobody; while images move,
+    /// nothing is proven, and later uploads find their blocks where they lie then.
+    pub async fn rewrite(&self, held: &HashSet<Digest>) -> Result<Rewritten, StoreError> {
+        let Some(begun) = self.store.begin_rewriting(held).await? else { return Ok(Rewritten::default()) };
+        let _nothing_is_completed = self.completing.lock().await;
+        let rewritten = self.store.carry_through(&begun).await;
+        let known = Arc::new(known_blocks(&self.store).await);
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
+        rewritten
     }
 }
 

@@ -110,7 +110,7 @@ impl Packs {
             let wire = plan.wire_bytes();
             // An image that was taken out meanwhile takes its plans with it.
             self.check(Some(base), pair.1)?;
-            self.keep(plan, grade).await?;
+            self.keep(plan, None, grade).await?;
             tracing::info!(%base, target = %pair.1, ?grade, wire, "made a better plan");
         }
         Ok(())

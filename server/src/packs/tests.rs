@@ -393,23 +393,9 @@ async fn a_cold_plan_follows_an_image_that_was_stored_anew() {
     let segment = object_path(&server.store, first.objects[0]);
     File::options().write(true).open(&segment).unwrap().write_all(b"rot").unwrap();
     assert!(publish(&server.uploads, &bytes).await.unwrap().healed);
-    server.packs.forget_cold(image).await.unwrap();
+    server.packs.forget_moved().await.unwrap();
     assert!(apply(&server.store, &server.plan(None, image).await, &[]).await == bytes);
     assert_eq!(server.packs.made(), 2);
-}
-
-/// Runs of blocks from a small pool, so that images share much, with each other and within themselves.
-fn image_of(cuts: &[(usize, usize, u8)]) -> Vec<u8> {
-    let pool = noise(60, 1);
-    let mut bytes = Vec::new();
-    for (from, len, kind) in cuts {
-        match kind {
-            0 => bytes.resize(bytes.len() + len * BLOCK, 0),
-            1 => bytes.extend(noise(*len, *from as u64 + 2)),
-            _ => bytes.extend_from_slice(&pool[from * BLOCK..(from + len) * BLOCK]),
-        }
-    }
-    bytes
 }
 
 proptest::proptest! {

@@ -19,7 +19,7 @@ use goldsync_proto::signature::{BlockHashes, block_hash};
 use goldsync_proto::verity::runs_derived;
 
 use super::files::blocking;
-use super::layout::{Extent, FRAME_BLOCKS_MAX, Layout, Place};
+use super::layout::{BlockSet, Extent, FRAME_BLOCKS_MAX, Layout, Place};
 use super::{Store, StoreError};
 
 /// Bytes fetched for nothing, of all bytes fetched, above which frames are packed anew.
@@ -168,31 +168,26 @@ fn pieces(layout: &Layout, derived: &[Run]) -> impl Iterator<Item = Piece> {
 
 /// Which frames shall be packed anew: those with a prefix or with blocks that derive, and others if the waste is worth it.
 fn scattered_frames(layout: &Layout, derived: &[Run]) -> Vec<bool> {
-    let mut wanted = vec![[0_u64; 4]; layout.frames().len()];
+    let mut wanted = vec![BlockSet::default(); layout.frames().len()];
     let mut derives = vec![false; layout.frames().len()];
     for piece in pieces(layout, derived) {
         let (Piece::Fetched(extent) | Piece::Derived(extent)) = piece;
         let Place::Stored { frame, from } = extent.place else { continue };
-        if let (Piece::Derived(_), Some(derives)) = (piece, derives.get_mut(frame as usize)) {
-            *derives = true;
-            continue;
-        }
-        let Some(bits) = wanted.get_mut(frame as usize) else { continue };
-        for block in u32::from(from)..u32::from(from) + extent.count {
-            if let Some(word) = bits.get_mut(block as usize / 64) {
-                *word |= 1 << (block % 64);
-            }
+        match (piece, wanted.get_mut(frame as usize), derives.get_mut(frame as usize)) {
+            (Piece::Fetched(_), Some(wanted), _) => wanted.add(from, extent.count),
+            (Piece::Derived(_), _, Some(derives)) => *derives = true,
+            _ => {}
         }
     }
     let (mut all, mut waste) = (0, 0);
-    let mut scattered = Vec::with_capacity(wanted.len());
-    for (frame, bits) in layout.frames().iter().zip(wanted) {
-        let (blocks, used) = (frame.blocks(), bits.iter().map(|word| word.count_ones()).sum::<u32>());
-        if used > 0 {
+    let mut scattered = Vec::with_capacity(layout.frames().len());
+    for (frame, wanted) in layout.frames().iter().zip(wanted) {
+        let (blocks, wanted) = (frame.blocks(), wanted.len());
+        if wanted > 0 {
             all += u64::from(frame.wire_len);
-            waste += u64::from(frame.wire_len) * u64::from(blocks - used.min(blocks)) / u64::from(blocks.max(1));
+            waste += u64::from(frame.wire_len) * u64::from(blocks - wanted.min(blocks)) / u64::from(blocks.max(1));
         }
-        scattered.push(used * 100 < blocks * WORTH_PERCENT);
+        scattered.push(wanted * 100 < blocks * WORTH_PERCENT);
     }
     // A node that holds nothing has no prefix: such frames are always packed anew.
     let behind = |frame: u32| layout.level(frame) > 0;

@@ -72,7 +72,8 @@ impl Store {
         Ok(bad)
     }
 
-    async fn check_frame(&self, segment: Digest, frame: Frame) -> Result<(), StoreError> {
+    /// Holds a frame's stored bytes against their hash.
+    pub(super) async fn check_frame(&self, segment: Digest, frame: Frame) -> Result<(), StoreError> {
         let wire = self.frames.fetch(segment, frame).await?;
         let same = blocking(move || Ok::<_, StoreError>(hash16(&wire) == frame.wire_hash)).await?;
         let what = || format!("the frame at byte {} does not hash to what its layout says", frame.offset);

@@ -22,11 +22,14 @@
 //!
 //! [`Layout::decode`] is total, and a decoded layout keeps all of the above: who holds one need not ask again.
 
+use std::collections::HashMap;
+
 use goldsync_proto::block::{Geometry, GeometryError};
 use goldsync_proto::codec::{CodecError, Reader, Writer};
 use goldsync_proto::digest::{DIGEST_LEN, Digest};
 use goldsync_proto::limits::{BLOCK, IMAGE_MAX, PACK_RAW_MAX, PACK_WIRE_MAX, PREFIX_MAX};
 use goldsync_proto::pack::Codec;
+use serde::{Deserialize, Serialize};
 
 const MAGIC: [u8; 4] = *b"gsl2";
 const BLOCKS_MAX: u64 = IMAGE_MAX / BLOCK;
@@ -35,6 +38,9 @@ pub const FRAME_BLOCKS_MAX: u64 = PACK_RAW_MAX as u64 / BLOCK;
 /// No object is larger: the largest image in one segment.
 const OFFSET_MAX: u64 = IMAGE_MAX;
 const FRAME_BYTES_MIN: usize = 1 + 1 + 1 + 1 + 1 + 16 + 16;
+
+/// A frame, whichever layout names it: its segment, and where it begins there.
+pub(crate) type FramePlace = (Digest, u64);
 
 /// A compressed run of blocks in a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +65,81 @@ impl Frame {
     /// Blocks in it.
     pub fn blocks(&self) -> u32 {
         self.raw_len / BLOCK as u32
+    }
+}
+
+/// Some of a frame's blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BlockSet([u64; FRAME_BLOCKS_MAX as usize / 64]);
+
+impl BlockSet {
+    /// Adds a run; what lies beyond the largest frame is no block.
+    pub(crate) fn add(&mut self, from: u8, count: u32) {
+        let end = (u32::from(from) + count).min(FRAME_BLOCKS_MAX as u32);
+        for block in u32::from(from)..end {
+            if let Some(word) = self.0.get_mut(block as usize / 64) {
+                *word |= 1 << (block % 64);
+            }
+        }
+    }
+
+    /// Adds another's.
+    pub(crate) fn join(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(word, other)| *word |= other);
+    }
+
+    pub(crate) fn holds(&self, block: u32) -> bool {
+        self.0.get(block as usize / 64).is_some_and(|word| word >> (block % 64) & 1 == 1)
+    }
+
+    pub(crate) fn holds_all(&self, other: &Self) -> bool {
+        self.0.iter().zip(other.0).all(|(word, other)| other & !word == 0)
+    }
+
+    /// Blocks in it.
+    pub(crate) fn len(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The blocks in it, ascending.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = u32> {
+        (0..FRAME_BLOCKS_MAX as u32).filter(|block| self.holds(*block))
+    }
+
+    /// How many of its blocks come before that one.
+    pub(crate) fn rank(&self, block: u8) -> u32 {
+        self.blocks().take_while(|before| *before < u32::from(block)).count() as u32
+    }
+}
+
+/// Where the wanted blocks of a frame lie in another: side by side, from `first` on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Move {
+    /// Which blocks came along.
+    pub(crate) blocks: BlockSet,
+    /// The object that they lie in now.
+    pub(crate) segment: Digest,
+    /// The frame there; its own `segment` number means nothing here.
+    pub(crate) frame: Frame,
+    /// The place of the first of them.
+    pub(crate) first: u8,
+}
+
+impl Move {
+    /// A frame that is copied as it is.
+    pub(crate) fn whole(segment: Digest, frame: &Frame) -> Self {
+        let mut blocks = BlockSet::default();
+        blocks.add(0, frame.blocks());
+        Self { blocks, segment, frame: *frame, first: 0 }
+    }
+
+    /// Whether the frame is what it was, somewhere else.
+    fn is_same(&self, old: &Frame) -> bool {
+        self.first == 0 && self.blocks.len() == old.blocks() && self.frame.raw_hash == old.raw_hash
     }
 }
 
@@ -234,6 +315,45 @@ impl Layout {
         self.segments.get(frame.segment as usize).copied()
     }
 
+    /// Where a frame of this layout lies.
+    pub(crate) fn place_of(&self, frame: &Frame) -> Option<FramePlace> {
+        Some((self.segment_of(frame)?, frame.offset))
+    }
+
+    /// For each frame, the blocks of it that the image is made of.
+    pub(crate) fn used(&self) -> Vec<BlockSet> {
+        let mut used = vec![BlockSet::default(); self.frames.len()];
+        self.extents.iter().for_each(|extent| mark(&mut used, extent.place, extent.count));
+        used
+    }
+
+    /// The same, and the blocks that needed frames come after.
+    pub(crate) fn needed(&self) -> Vec<BlockSet> {
+        let mut needed = self.used();
+        for (at, prefix) in self.prefixes.iter().enumerate().rev() {
+            if needed.get(at).is_some_and(|blocks| !blocks.is_empty()) {
+                prefix.iter().for_each(|piece| mark(&mut needed, piece.place, piece.count));
+            }
+        }
+        needed
+    }
+
+    /// The same image with some frames elsewhere, as far as what it needs of them came along.
+    pub(crate) fn moved(&self, moves: &HashMap<FramePlace, Move>) -> Result<Self, LayoutError> {
+        let mut moved = Moved::default();
+        for (at, needed) in self.needed().into_iter().enumerate() {
+            moved.take(self, at, needed, moves).ok_or(LayoutError::Prefix { frame: at })?;
+        }
+        let extents = self.extents.iter().map(|extent| {
+            let Extent { first, count, place } = *extent;
+            let place = moved.place(place).ok_or(LayoutError::Extent { first, count, frame: 0 })?;
+            Ok((count, place))
+        });
+        let extents: Vec<_> = extents.collect::<Result<_, LayoutError>>()?;
+        let Moved { segments, frames, prefixes, .. } = moved;
+        Self::with_prefixes(self.geometry, segments, frames, prefixes, extents)
+    }
+
     /// The parts of extents that cover `count` blocks from `first`, in order.
     pub fn cover(&self, first: u32, count: u32) -> impl Iterator<Item = Extent> {
         let end = first.saturating_add(count);
@@ -311,6 +431,72 @@ impl Layout {
         let extents = read_extents(&mut reader)?;
         reader.end("layout")?;
         Self::with_prefixes(geometry, segments, frames, prefixes, extents)
+    }
+}
+
+fn mark(blocks: &mut [BlockSet], place: Place, count: u32) {
+    if let Place::Stored { frame, from } = place
+        && let Some(blocks) = blocks.get_mut(frame as usize)
+    {
+        blocks.add(from, count);
+    }
+}
+
+/// A layout that is being drawn again, frame by frame.
+#[derive(Default)]
+struct Moved {
+    segments: Vec<Digest>,
+    segment_numbers: HashMap<Digest, u32>,
+    frames: Vec<Frame>,
+    prefixes: Vec<Vec<Piece>>,
+    numbers: HashMap<FramePlace, u32>,
+    /// For each old frame: its new number, and which of its blocks lie there from where on. `None`: it is not needed.
+    places: Vec<Option<(u32, BlockSet, u8)>>,
+}
+
+impl Moved {
+    /// Takes over one frame; those before it were taken.
+    fn take(&mut self, old: &Layout, at: usize, needed: BlockSet, moves: &HashMap<FramePlace, Move>) -> Option<()> {
+        let (frame, prefix) = (old.frames.get(at)?, old.prefixes.get(at)?);
+        if needed.is_empty() {
+            self.places.push(None);
+            return Some(());
+        }
+        let from = old.place_of(frame)?;
+        let stays = Move::whole(from.0, frame);
+        let to = moves.get(&from).filter(|to| to.blocks.holds_all(&needed)).unwrap_or(&stays);
+        let place = (to.segment, to.frame.offset);
+        let number = match self.numbers.get(&place) {
+            Some(number) => *number,
+            None => {
+                // What was packed anew comes after nothing.
+                let prefix = if to.is_same(frame) { prefix.as_slice() } else { &[] };
+                let piece = |piece: &Piece| Some(Piece { place: self.place(piece.place)?, ..*piece });
+                let prefix = prefix.iter().map(piece).collect::<Option<_>>()?;
+                self.add(place, to.frame, prefix)
+            }
+        };
+        self.places.push(Some((number, to.blocks, to.first)));
+        Some(())
+    }
+
+    fn add(&mut self, place: FramePlace, frame: Frame, prefix: Vec<Piece>) -> u32 {
+        let segment = *self.segment_numbers.entry(place.0).or_insert_with(|| {
+            self.segments.push(place.0);
+            self.segments.len() as u32 - 1
+        });
+        let number = self.frames.len() as u32;
+        self.frames.push(Frame { segment, ..frame });
+        self.prefixes.push(prefix);
+        self.numbers.insert(place, number);
+        number
+    }
+
+    /// A run of needed blocks stays one: all that lies between its ends came along.
+    fn place(&self, old: Place) -> Option<Place> {
+        let Place::Stored { frame, from } = old else { return Some(old) };
+        let (frame, blocks, first) = self.places.get(frame as usize)?.as_ref()?;
+        Some(Place::Stored { frame: *frame, from: (u32::from(*first) + blocks.rank(from)) as u8 })
     }
 }
 
@@ -496,6 +682,65 @@ mod tests {
         ] {
             assert!(matches!(make(bad), Err(LayoutError::Prefix { .. })));
         }
+    }
+
+    /// Goal: what is needed is what extents name and what needed frames come after, and nothing else.
+    #[test]
+    fn a_prefix_is_needed_for_as_long_as_its_frame_is() {
+        let run = |from, count| {
+            let mut blocks = BlockSet::default();
+            blocks.add(from, count);
+            blocks
+        };
+        let mut first = run(0, 256);
+        assert_eq!(example().needed(), [first, run(0, 4)]);
+        let geometry = Geometry::new(4 * BLOCK).unwrap();
+        let piece = |frame, from, count| vec![Piece { place: stored(frame, from), count }];
+        let make = |extents: Vec<(u32, Place)>| {
+            let frames = vec![frame(0, 0, 256), frame(0, 500, 256), frame(0, 900, 256)];
+            let prefixes = vec![vec![], piece(0, 7, 3), piece(1, 60, 70)];
+            Layout::with_prefixes(geometry, vec![Digest::of(b"a")], frames, prefixes, extents).unwrap()
+        };
+        let deep = make(vec![(4, stored(2, 252))]);
+        assert_eq!(deep.needed(), [run(7, 3), run(60, 70), run(252, 4)]);
+        assert_eq!(deep.used()[..2], [BlockSet::default(); 2]);
+        let flat = make(vec![(3, stored(0, 100)), (1, stored(0, 9))]);
+        first = run(100, 3);
+        first.add(9, 1);
+        assert_eq!(flat.needed(), [first, BlockSet::default(), BlockSet::default()]);
+        assert_eq!((first.len(), first.rank(9), first.rank(100), first.rank(102)), (4, 0, 1, 3));
+    }
+
+    /// Goal: an image that lies elsewhere is the same image, of no more than it needs.
+    #[test]
+    fn frames_move_as_they_are_or_join_others() {
+        let geometry = Geometry::new(9 * BLOCK).unwrap();
+        let [a, b, c] = [b"a", b"b", b"c"].map(|name| Digest::of(name));
+        let frames = vec![frame(0, 0, 256), frame(0, 100, 256), frame(1, 0, 2), frame(1, 100, 2)];
+        let after = vec![Piece { place: stored(1, 70), count: 3 }, Piece { place: Place::Zero, count: 1 }];
+        let prefixes = vec![vec![], vec![], after, vec![]];
+        let extents = [(4, stored(0, 9)), (1, Place::Zero), (2, stored(1, 200)), (2, stored(2, 0))];
+        let layout = Layout::with_prefixes(geometry, vec![a, b], frames, prefixes, extents).unwrap();
+        let needed = layout.needed();
+        let joined = frame(9, 5, 30);
+        let to = |at: usize, first| Move { blocks: needed[at], segment: c, frame: joined, first };
+        let mut moves = HashMap::from([((a, 0), to(0, 3)), ((a, 100), to(1, 7))]);
+        let moved = layout.moved(&moves).unwrap();
+        assert_eq!(moved.segments(), [c, b], "what nothing is needed of is not named");
+        assert_eq!(moved.frames(), [Frame { segment: 0, ..joined }, Frame { segment: 1, ..layout.frames()[2] }]);
+        let places: Vec<_> = moved.extents().iter().map(|extent| (extent.count, extent.place)).collect();
+        assert_eq!(places, [(4, stored(0, 3)), (1, Place::Zero), (2, stored(0, 10)), (2, stored(1, 0))]);
+        assert_eq!(moved.prefix(1)[0], Piece { place: stored(0, 7), count: 3 });
+        assert_eq!((moved.prefix(1)[1].place, moved.level(1)), (Place::Zero, 1));
+        // A frame that moves as it is still comes after what it came after.
+        moves.insert((b, 0), Move::whole(c, &frame(0, 900, 2)));
+        let again = layout.moved(&moves).unwrap();
+        assert_eq!((again.segments(), again.prefix(1)), (&[c][..], moved.prefix(1)));
+        // What did not come along is found where it was.
+        moves.get_mut(&(a, 0)).unwrap().blocks = BlockSet::default();
+        let partly = layout.moved(&moves).unwrap();
+        assert_eq!(partly.segments(), [a, c]);
+        assert_eq!(partly.extents()[0].place, stored(0, 9));
     }
 
     #[test]

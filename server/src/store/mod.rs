@@ -4,6 +4,7 @@
 //! objects/xx/<hash>    segments, layouts, sections, packs, plans: immutable, named by their BLAKE3
 //! images/<image id>    one small file an image, written last: an image exists when this does
 //! plans/               one small file a made plan; see `packs`
+//! rewrite.json         where frames were copied that images do not name there yet; see `rewrite`
 //! uploads/             images on their way in; see `golden`
 //! cache/               whole images, put together when packs are made; may be removed at any time
 //! ```
@@ -34,6 +35,7 @@ mod lru;
 mod objects;
 mod reader;
 pub(crate) mod regions;
+mod rewrite;
 mod whole;
 
 pub use collect::Unneeded;
@@ -43,6 +45,7 @@ pub(crate) use objects::older;
 pub use objects::{Objects, Swept};
 pub use reader::Blocks;
 pub(crate) use reader::pieces;
+pub use rewrite::Rewritten;
 pub(crate) use whole::Draft;
 pub use whole::Whole;
 
@@ -63,11 +66,13 @@ pub struct StoreOptions {
     pub cache_bytes: u64,
     /// What nothing needs any more is removed when nobody wrote or read it for so long.
     pub grace: Duration,
+    /// Percent of a segment that may be dead before it is written anew.
+    pub rewrite_above: u8,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { cache_bytes: 64 << 30, grace: Duration::from_secs(3600) }
+        Self { cache_bytes: 64 << 30, grace: Duration::from_secs(3600), rewrite_above: 50 }
     }
 }
 
@@ -81,6 +86,7 @@ pub struct Store {
     frames: Frames,
     wholes: Wholes,
     grace: Duration,
+    rewrite_above: u8,
     /// When images were last asked for.
     asked: Mutex<HashMap<ImageId, Instant>>,
 }
@@ -99,6 +105,7 @@ impl Store {
                 objects,
                 folder,
                 grace: options.grace,
+                rewrite_above: options.rewrite_above,
                 asked: Mutex::default(),
             }))
         })

@@ -207,7 +207,7 @@ impl Objects {
         if range.is_empty() {
             return self.outside(name, &range).await.map(|()| Bytes::new());
         }
-        self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name, Instant::now());
+        self.touch(name);
         let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
         let found = match self.backend.get_opts(&place(name), options).await {
             Ok(found) => found,
@@ -223,6 +223,11 @@ impl Objects {
             return Err(StoreError::damaged(name, format!("{} bytes read of {wanted}", bytes.len())));
         }
         Ok(bytes)
+    }
+
+    /// As if somebody read it now.
+    pub(super) fn touch(&self, name: Digest) {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name, Instant::now());
     }
 
     /// The bytes of an object that is not kept as it is.
