@@ -482,11 +482,15 @@ async fn one_node_gets_a_few_connections_and_a_fleet_a_few_more() {
     for connection in [&one, &two] {
         assert!(matches!(ask(connection, &trust).await.0, Answer::Trust { .. }));
     }
-    // One more: the oldest, on which nothing is under way, makes room.
+    // One more: the oldest on which nothing is under way makes room; a busy server may not have noticed yet that it told all.
     let three = fleet.connect(&web).await;
     assert!(matches!(ask(&three, &trust).await.0, Answer::Trust { .. }));
-    assert_eq!(closed_with(&one).await, u64::from(close::REPLACED));
-    assert!(matches!(ask(&two, &trust).await.0, Answer::Trust { .. }));
+    let (code, left) = tokio::select! {
+        code = closed_with(&one) => (code, &two),
+        code = closed_with(&two) => (code, &one),
+    };
+    assert_eq!(code, u64::from(close::REPLACED));
+    assert!(matches!(ask(left, &trust).await.0, Answer::Trust { .. }));
     assert!(matches!(ask(&fleet.connect(&db).await, &trust).await.0, Answer::Trust { .. }), "others are not hurt");
 }
 
