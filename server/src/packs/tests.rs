@@ -36,9 +36,9 @@ impl Server {
         self.read(self.packs.prepare(base, target).await.unwrap()).await
     }
 
-    /// What a node gets that would rather spare bytes.
-    async fn small(&self, base: Option<ImageId>, target: ImageId) -> Plan {
-        self.read(self.packs.plan(base, target, Prefer::Bytes).await.unwrap()).await
+    /// What a node gets that would rather spare this.
+    async fn sparing(&self, what: Prefer, base: Option<ImageId>, target: ImageId) -> Plan {
+        self.read(self.packs.plan(base, target, what).await.unwrap()).await
     }
 
     async fn read(&self, state: PlanState) -> Plan {
@@ -173,7 +173,8 @@ async fn better_plans_are_made_beside_the_quick_one_and_all_last() {
     let server = open_with(folder.path(), PacksOptions::default()).await;
     assert!(server.packs.progress(base, target).under_way);
     server.until_better(base, target).await;
-    let (thorough, smallest) = (server.plan(base, target).await, server.small(base, target).await);
+    let thorough = server.sparing(Prefer::Time, base, target).await;
+    let smallest = server.sparing(Prefer::Bytes, base, target).await;
     let bytes = [&quick, &thorough, &smallest].map(Plan::wire_bytes);
     assert!(bytes[1] * 2 < bytes[0] && bytes[2] < bytes[1], "{bytes:?}");
     for plan in [&quick, &thorough, &smallest] {
@@ -185,7 +186,8 @@ async fn better_plans_are_made_beside_the_quick_one_and_all_last() {
     drop(server);
     let server = open_with(folder.path(), PacksOptions::default()).await;
     assert!(!server.packs.progress(base, target).under_way);
-    assert_eq!((server.plan(base, target).await, server.small(base, target).await), (thorough, smallest));
+    assert_eq!(server.sparing(Prefer::Time, base, target).await, thorough);
+    assert_eq!(server.sparing(Prefer::Bytes, base, target).await, smallest);
     assert_eq!((server.packs.made(), server.packs.improved()), (0, 0));
 }
 
@@ -205,12 +207,13 @@ async fn nobody_waits_for_a_better_plan() {
     // Another pair's better plan is in the making for as long as this is held.
     let turn = server.packs.better.turn.acquire().await.unwrap();
     let quick = server.plan(base, target).await;
-    assert_eq!(server.small(base, target).await, quick);
+    assert_eq!(server.sparing(Prefer::Bytes, base, target).await, quick);
     assert!(server.packs.progress(base, target).under_way);
     drop(turn);
     server.until_better(base, target).await;
-    assert_ne!(server.small(base, target).await, quick);
-    assert_ne!(server.plan(base, target).await, quick);
+    for what in [Prefer::Time, Prefer::Bytes] {
+        assert_ne!(server.sparing(what, base, target).await, quick);
+    }
 }
 
 #[tokio::test]
