@@ -112,6 +112,13 @@ pub enum JobError {
     Worker(String),
 }
 
+impl JobError {
+    /// Whether the server answered, and its answer is of no use: what was asked for as a help can be done without.
+    pub fn is_no_help(&self) -> bool {
+        matches!(self, Self::Fetch(_) | Self::Link(LinkError::Refused { .. }))
+    }
+}
+
 impl Job {
     /// Stops here if asked to.
     pub fn go_on(&self) -> Result<(), JobError> {

@@ -79,8 +79,9 @@ async fn mend(job: &Arc<Job>, regions: Vec<RegionHash>) -> Result<(), JobError> 
     if !wrong.is_empty() {
         tracing::info!(blocks = wrong.len(), "the standby slot is not golden yet; fetching the wrong blocks");
         // A derived block of which a hash is known is fetched, and with it all that may be wrong by it: nothing is left to derive.
-        if !derived_of(job, &wrong).is_empty() {
-            forget_derived(job, &wrong);
+        let derived = derived_of(job, &wrong);
+        if !derived.is_empty() {
+            forget_derived(job, derived.len());
         }
         fetch_wrong(job, wrong).await?;
         return job.blocking(plan::derive::run).await;
@@ -90,7 +91,7 @@ async fn mend(job: &Arc<Job>, regions: Vec<RegionHash>) -> Result<(), JobError> 
     let differ = (0_u32..).zip(golden.iter().zip(&regions)).filter(|(_, (golden, got))| golden != got);
     let mut wrong: Vec<u32> = differ.flat_map(|(region, _)| job.geometry.region_blocks(region)).collect();
     let derived = derived_of(job, &wrong);
-    forget_derived(job, &wrong);
+    forget_derived(job, derived.len());
     if derived.is_empty() {
         tracing::info!(blocks = wrong.len(), "the standby slot is not golden yet; fetching the wrong regions");
         // What was believed of these blocks led nowhere.
@@ -114,10 +115,10 @@ fn derived_of(job: &Job, blocks: &[u32]) -> Vec<u32> {
     derived.filter(|block| blocks.binary_search(block).is_ok()).collect()
 }
 
-/// Derives nothing any more: `blocks` are about to be fetched.
-fn forget_derived(job: &Job, blocks: &[u32]) {
-    let (count, taken) = (&job.stage.tally.derived, derived_of(job, blocks).len() as u64);
-    let left = count.load(Ordering::Relaxed).saturating_sub(taken);
+/// Derives nothing any more: `fetched` derived blocks are about to be fetched.
+fn forget_derived(job: &Job, fetched: usize) {
+    let count = &job.stage.tally.derived;
+    let left = count.load(Ordering::Relaxed).saturating_sub(fetched as u64);
     job.stage.set_derived(Vec::new());
     count.store(left, Ordering::Relaxed);
 }

@@ -62,7 +62,7 @@ pub struct Effort {
 pub enum Near {
     /// They are not looked for.
     None,
-    /// The codec `patch`: a tenth to a half less than zstd, and unpacked as fast.
+    /// The codec `patch`: up to half as many bytes as zstd's, unpacked at hundreds of megabytes a second.
     Patch,
     /// The codec `delta`: the fewest bytes, and much to unpack.
     Delta,
@@ -146,20 +146,21 @@ struct Matcher<'a> {
 
 impl Matcher<'_> {
     fn settle(&mut self, block: u32, hash: u64) {
-        if hash == zero_hash() {
-            self.push(Step::Zero { count: 1 });
+        let step = if hash == zero_hash() {
+            Step::Zero { count: 1 }
         } else if let Some(from) = self.copy_source(block, hash) {
             // Also of what derives: a copy reads one block where deriving reads 128.
-            self.push(Step::Copy { source: Source::Active, from, count: 1 });
+            Step::Copy { source: Source::Active, from, count: 1 }
         } else if self.derives(block) {
-            self.push(Step::Derive { count: 1 });
+            Step::Derive { count: 1 }
         } else {
             let (pack, from) = match self.seen.get(&hash) {
                 Some(place) => *place,
                 None => self.gather(block, hash),
             };
-            self.push(Step::Patch { pack, from, count: 1 });
-        }
+            Step::Patch { pack, from, count: 1 }
+        };
+        step.push_to(&mut self.steps);
     }
 
     fn derives(&self, block: u32) -> bool {
@@ -206,29 +207,6 @@ impl Matcher<'_> {
             Step::Copy { from, count, .. } => Some(from + count),
             _ => None,
         })
-    }
-
-    fn push(&mut self, step: Step) {
-        if let Some(last) = self.steps.last_mut() {
-            let joined = match (*last, step) {
-                (Step::Zero { count }, Step::Zero { .. }) => Some(Step::Zero { count: count + 1 }),
-                (Step::Derive { count }, Step::Derive { .. }) => Some(Step::Derive { count: count + 1 }),
-                (Step::Copy { source, from, count }, Step::Copy { from: next, .. }) if from + count == next => {
-                    Some(Step::Copy { source, from, count: count + 1 })
-                }
-                (Step::Patch { pack, from, count }, Step::Patch { pack: same, from: next, .. })
-                    if pack == same && from + count == next =>
-                {
-                    Some(Step::Patch { pack, from, count: count + 1 })
-                }
-                _ => None,
-            };
-            if let Some(joined) = joined {
-                *last = joined;
-                return;
-            }
-        }
-        self.steps.push(step);
     }
 }
 

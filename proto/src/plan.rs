@@ -20,7 +20,7 @@
 
 use std::ops::Range;
 
-use crate::block::{Geometry, GeometryError, Run};
+use crate::block::{Geometry, GeometryError, Run, byte_of};
 use crate::codec::{CodecError, Reader, Writer};
 use crate::digest::{Digest, ImageId};
 use crate::limits::{
@@ -102,6 +102,41 @@ impl Step {
             | Self::Patch { count, .. }
             | Self::Fetch { count }
             | Self::Derive { count } => count,
+        }
+    }
+
+    /// This step and the next as one, if that goes on where this one ends.
+    pub fn join(self, next: Self) -> Option<Self> {
+        let count = self.count() + next.count();
+        match (self, next) {
+            (Self::Keep { .. }, Self::Keep { .. }) => Some(Self::Keep { count }),
+            (Self::Zero { .. }, Self::Zero { .. }) => Some(Self::Zero { count }),
+            (Self::Fetch { .. }, Self::Fetch { .. }) => Some(Self::Fetch { count }),
+            (Self::Derive { .. }, Self::Derive { .. }) => Some(Self::Derive { count }),
+            (Self::Copy { source, from, count: done }, Self::Copy { source: same, from: next, .. })
+                if source == same && from + done == next =>
+            {
+                Some(Self::Copy { source, from, count })
+            }
+            (Self::CopyBytes { source, from, count: done }, Self::CopyBytes { source: same, from: next, .. })
+                if source == same && from + byte_of(done) == next =>
+            {
+                Some(Self::CopyBytes { source, from, count })
+            }
+            (Self::Patch { pack, from, count: done }, Self::Patch { pack: same, from: next, .. })
+                if pack == same && from + done == next =>
+            {
+                Some(Self::Patch { pack, from, count })
+            }
+            _ => None,
+        }
+    }
+
+    /// Adds this step to those before it, as a part of the last if it goes on there: whoever makes a plan makes it short.
+    pub fn push_to(self, steps: &mut Vec<Self>) {
+        match steps.last_mut().and_then(|last| last.join(self).map(|joined| (last, joined))) {
+            Some((last, joined)) => *last = joined,
+            None => steps.push(self),
         }
     }
 }
@@ -630,12 +665,13 @@ mod tests {
         refuse(|plan| plan.trees[1].blocks = 1, wrong(1, "it hashes less than two blocks"));
         refuse(|plan| plan.trees[0].data = 200, wrong(0, "it lies outside the image, or its data does"));
         refuse(|plan| plan.trees[0].data = 100, wrong(0, "it hashes itself"));
-        // A tree over another tree; one over the same data; one in the same place.
+        // A tree over another tree; one over the same data; one in the same place; one right behind, with no superblock between.
         let over = wrong(1, "it lies over another, or its data does");
         refuse(|plan| plan.trees[1].data = 203, over.clone());
         refuse(|plan| plan.trees[1].data = 159, over.clone());
         refuse(|plan| plan.trees[1].at = 203, over.clone());
-        refuse(|plan| plan.trees[1].at = 50, over);
+        refuse(|plan| plan.trees[1].at = 50, over.clone());
+        refuse(|plan| plan.trees[1].at = 204, over);
     }
 
     #[test]

@@ -105,6 +105,11 @@ impl Tree {
         self.at..self.levels().first().map_or(self.at, |leaves| leaves.end)
     }
 
+    /// The same with the superblock before it: nothing else lies there, so that no two trees touch.
+    fn place(&self) -> Range<u32> {
+        self.at.saturating_sub(1)..self.range().end
+    }
+
     /// Its levels as runs of the image's blocks: the leaves first, whose hashes are the data's, the root last.
     pub fn levels(&self) -> Vec<Range<u32>> {
         let mut counts = Vec::new();
@@ -196,20 +201,21 @@ pub struct TreeError {
 
 /// Holds trees against an image and each other: neither they nor what they hash lie over each other. Answers where they lie.
 pub fn apart(trees: &[Tree], geometry: Geometry) -> Result<Vec<Range<u32>>, TreeError> {
-    let mut taken: Vec<Range<u32>> = Vec::with_capacity(2 * trees.len());
+    let (mut taken, mut ranges) = (Vec::with_capacity(2 * trees.len()), Vec::with_capacity(trees.len()));
     for (index, tree) in trees.iter().enumerate() {
         let wrong = |why| TreeError { tree: index, why };
         if index >= PLAN_TREES_MAX {
             return Err(wrong("there are too many"));
         }
         tree.check(geometry).map_err(wrong)?;
-        let own = [tree.range(), tree.data()];
+        let own = [tree.place(), tree.data()];
         if own.iter().any(|own| taken.iter().any(|taken| overlap(own, taken))) {
             return Err(wrong("it lies over another, or its data does"));
         }
         taken.extend(own);
+        ranges.push(tree.range());
     }
-    Ok(taken.into_iter().step_by(2).collect())
+    Ok(ranges)
 }
 
 /// Whether two runs of blocks have one in common.

@@ -170,7 +170,7 @@ mod tests {
             [ "$1" = extra ]
             case "$2" in
               query) cat '{0}' 2>/dev/null || echo none ;;
-              activate) echo "$3" > '{0}.new'; mv '{0}.new' '{0}'; env | grep '^GOLDSYNC_' | sort > '{0}.env' ;;
+              activate) echo "$3" > '{0}.new'; mv '{0}.new' '{0}'; env | grep -e '^GOLDSYNC_SLOT' -e '^GOLDSYNC_IMAGE=' -e '^GOLDSYNC_RELEASE=' | sort > '{0}.env' ;;
             esac"#,
             state.display()
         );

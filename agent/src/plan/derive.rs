@@ -14,9 +14,8 @@ use goldsync_proto::block::{Run, byte_of};
 use goldsync_proto::verity::{self, Derived, Tree};
 use goldsync_proto::wire::{Answer, Request};
 
-use crate::fetch;
+use crate::fetch::{self, FetchError};
 use crate::job::{Job, JobError};
-use crate::link::LinkError;
 
 /// Blocks of a tree made by one thread at a time, and written at once: it reads up to 128 times as many, one after the other.
 const PIECE: u32 = 16;
@@ -24,20 +23,24 @@ const PIECE: u32 = 16;
 /// The target's hash trees, for a plan of our own. A server that does not know, or tells nonsense, costs what the truth would
 /// have saved.
 pub async fn trees(job: &Job) -> Result<Vec<Tree>, JobError> {
-    match job.link.ask(&Request::Trees { image: job.target.image }).await {
-        Ok((Answer::Trees { trees }, _)) => match verity::apart(&trees, job.geometry) {
-            Ok(_) => Ok(trees),
-            Err(error) => useless(&error),
-        },
-        Ok((other, _)) => useless(&fetch::unexpected("a request for hash trees", &other)),
-        Err(error @ LinkError::Refused { .. }) => useless(&error),
-        Err(error) => Err(error.into()),
+    match ask(job).await {
+        Err(error) if error.is_no_help() => {
+            tracing::warn!(%error, "no hash trees from the server; fetching their blocks like all else");
+            Ok(Vec::new())
+        }
+        trees => trees,
     }
 }
 
-fn useless(why: &dyn std::fmt::Display) -> Result<Vec<Tree>, JobError> {
-    tracing::warn!("no hash trees from the server: {why}; fetching their blocks like all else");
-    Ok(Vec::new())
+async fn ask(job: &Job) -> Result<Vec<Tree>, JobError> {
+    const WHAT: &str = "a request for hash trees";
+    match job.link.ask(&Request::Trees { image: job.target.image }).await? {
+        (Answer::Trees { trees }, _) => match verity::apart(&trees, job.geometry) {
+            Ok(_) => Ok(trees),
+            Err(error) => Err(FetchError::Answer { what: WHAT, got: error.to_string() }.into()),
+        },
+        (other, _) => Err(fetch::unexpected(WHAT, &other).into()),
+    }
 }
 
 /// Makes all that derives.

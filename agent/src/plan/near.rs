@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::fetch::{self, entries};
 use crate::job::{Base, Hashes, JobError, on_threads};
-use crate::link::{Link, LinkError};
+use crate::link::Link;
 use crate::scratch::Words;
 use crate::slot::{Source, with_room};
 use crate::stage::StageError;
@@ -53,7 +53,7 @@ pub struct Stranger {
 /// tells nonsense, costs what it would have saved, not the update.
 pub async fn find(link: &Link, stranger: Stranger) -> Result<Option<Base>, JobError> {
     match look(link, Arc::new(stranger)).await {
-        Err(error @ (JobError::Fetch(_) | JobError::Link(LinkError::Refused { .. }))) => {
+        Err(error) if error.is_no_help() => {
             tracing::warn!(%error, "no nearest release from the server; going by the signature");
             Ok(None)
         }

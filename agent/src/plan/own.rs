@@ -392,10 +392,7 @@ fn steps(search: &Search) -> Vec<Step> {
             decision::STANDBY => copy(Source::Standby, from),
             _ => Step::Fetch { count: 1 },
         };
-        match steps.last_mut().and_then(|last| join(*last, step).map(|joined| (last, joined))) {
-            Some((last, joined)) => *last = joined,
-            None => steps.push(step),
-        }
+        step.push_to(&mut steps);
     }
     steps
 }
@@ -405,27 +402,6 @@ fn copy(source: Source, from: u64) -> Step {
         Step::Copy { source, from: (from / BLOCK) as u32, count: 1 }
     } else {
         Step::CopyBytes { source, from, count: 1 }
-    }
-}
-
-/// Two steps as one, if the second goes on where the first ends.
-fn join(last: Step, next: Step) -> Option<Step> {
-    match (last, next) {
-        (Step::Keep { count }, Step::Keep { .. }) => Some(Step::Keep { count: count + 1 }),
-        (Step::Zero { count }, Step::Zero { .. }) => Some(Step::Zero { count: count + 1 }),
-        (Step::Derive { count }, Step::Derive { .. }) => Some(Step::Derive { count: count + 1 }),
-        (Step::Fetch { count }, Step::Fetch { .. }) => Some(Step::Fetch { count: count + 1 }),
-        (Step::Copy { source, from, count }, Step::Copy { source: same, from: next, .. })
-            if source == same && from + count == next =>
-        {
-            Some(Step::Copy { source, from, count: count + 1 })
-        }
-        (Step::CopyBytes { source, from, count }, Step::CopyBytes { source: same, from: next, .. })
-            if source == same && from + byte_of(count) == next =>
-        {
-            Some(Step::CopyBytes { source, from, count: count + 1 })
-        }
-        _ => None,
     }
 }
 
@@ -451,9 +427,9 @@ mod tests {
     #[test]
     fn steps_join_only_what_goes_on() {
         let at = |from| copy(Source::Active, from);
-        assert_eq!(join(at(0), at(4096)), Some(Step::Copy { source: Source::Active, from: 0, count: 2 }));
-        assert_eq!(join(at(0), at(8192)), None);
-        assert_eq!(join(at(7), at(4103)), Some(Step::CopyBytes { source: Source::Active, from: 7, count: 2 }));
-        assert_eq!(join(at(7), copy(Source::Standby, 4103)), None);
+        assert_eq!(at(0).join(at(4096)), Some(Step::Copy { source: Source::Active, from: 0, count: 2 }));
+        assert_eq!(at(0).join(at(8192)), None);
+        assert_eq!(at(7).join(at(4103)), Some(Step::CopyBytes { source: Source::Active, from: 7, count: 2 }));
+        assert_eq!(at(7).join(copy(Source::Standby, 4103)), None);
     }
 }

@@ -36,12 +36,12 @@ pub fn find(image: &[u8]) -> Vec<Derived> {
         let placed = starts.map(|data| Tree { data, ..tree.clone() });
         let free = |tree: &Tree| {
             tree.check(geometry).is_ok()
-                && !taken.iter().any(|taken| overlap(taken, &tree.data()) || overlap(taken, &tree.range()))
+                && !taken.iter().any(|taken| overlap(taken, &tree.data()) || overlap(taken, &tree.place()))
         };
         let Some(tree) = likeliest(image, placed.filter(free)) else { continue };
         let runs = equal_runs(image, &tree);
         if !runs.is_empty() {
-            taken.extend([tree.data(), tree.range()]);
+            taken.extend([tree.data(), tree.place()]);
             found.push(Derived { tree, runs });
         }
     }

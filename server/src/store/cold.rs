@@ -268,20 +268,7 @@ impl Gathering {
     }
 
     fn push(&mut self, step: Step) {
-        let joined = match (self.draft.steps.last(), step) {
-            (Some(Step::Zero { count }), Step::Zero { count: more }) => Some(Step::Zero { count: count + more }),
-            (Some(Step::Derive { count }), Step::Derive { count: more }) => Some(Step::Derive { count: count + more }),
-            (Some(&Step::Patch { pack, from, count }), Step::Patch { pack: same, from: next, count: more })
-                if pack == same && from + count == next =>
-            {
-                Some(Step::Patch { pack, from, count: count + more })
-            }
-            _ => None,
-        };
-        match (joined, self.draft.steps.last_mut()) {
-            (Some(joined), Some(last)) => *last = joined,
-            _ => self.draft.steps.push(step),
-        }
+        step.push_to(&mut self.draft.steps);
     }
 }
 
