@@ -39,10 +39,10 @@ pub const ALPN_ENROL: &[u8] = b"goldsync-enrol/1";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Prefer {
-    /// Packs that unpack at a gigabyte a second.
+    /// Packs that unpack at hundreds of megabytes a second.
     #[default]
     Time,
-    /// The smallest packs, which unpack at ten to twenty megabytes a second.
+    /// The smallest packs, which unpack at ten or twenty megabytes a second.
     Bytes,
 }
 

@@ -13,9 +13,9 @@
 //! small file does, which is written after its objects were synced: a kill at any point costs the work since, no more.
 //! A job that failed is not tried again for a minute, so that a fleet that asks does not keep the server busy failing.
 //!
-//! What a node waits for is made quickly. In the background it is made [again](better), twice: thoroughly, smaller by a tenth to a
-//! half and unpacked as fast, for all who come later; and as small as can be, smaller by up to two thirds and slower to unpack by a
-//! factor of fifty, for nodes that would rather spare bytes than time. Who asks gets the best of its kind that is there.
+//! What a node waits for is made quickly. In the background it is made [again](better), twice: thoroughly, smaller by up to
+//! a half and unpacked at hundreds of megabytes a second, for all who come later; and as small as can be, smaller by up to three
+//! fifths and slower to unpack by a factor of fifty, for nodes that would rather spare bytes than time. Who asks gets the best of its kind that is there.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -120,7 +120,7 @@ impl From<goldsync_proto::plan::PlanError> for PlanError {
 pub enum Grade {
     /// As much as a waiting node has time for. Plans from nothing are always of this kind.
     Quick,
-    /// More, for packs that unpack as fast.
+    /// More, for packs that unpack nearly as fast.
     Thorough,
     /// As much as makes the fewest bytes, whatever it takes to unpack them.
     Smallest,

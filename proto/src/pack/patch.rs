@@ -1,5 +1,5 @@
-//! The codec `patch`: near copies, like `delta`, in columns of bytes that zstd compresses. Larger by a tenth to a quarter than
-//! what the model of `delta` leaves, and unpacked fifty times as fast.
+//! The codec `patch`: near copies, like `delta`, in columns of bytes that zstd compresses. Larger by a fifteenth to a quarter
+//! than what the model of `delta` leaves, and unpacked some fifty times as fast.
 //!
 //! A pack is the same list of [`Piece`]s. Numbers and bytes of one kind stand together, in a column each, because they resemble
 //! each other and nothing else:
