@@ -21,6 +21,7 @@ use rustix::mount::UnmountFlags;
 pub mod cut;
 mod door;
 pub mod fault;
+pub mod loader;
 pub mod rig;
 #[cfg(test)]
 mod tests;
