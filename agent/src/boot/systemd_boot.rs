@@ -140,6 +140,17 @@ impl SystemdBoot {
         Ok(entries)
     }
 
+    /// The same before anything is changed. They last: an entry that is there may have been written by a run that was killed before
+    /// it synced, and a change that lasts relies on it.
+    fn settled(&self) -> Result<Vec<Entry>, ActivationError> {
+        let entries = self.entries()?;
+        for entry in entries.iter().filter(|entry| entry.ours.is_some()) {
+            File::open(&entry.path).and_then(|file| file.sync_all()).map_err(failed("syncing", &entry.path))?;
+        }
+        self.sync()?;
+        Ok(entries)
+    }
+
     fn entry(&self, path: PathBuf, name: Name) -> Result<Entry, ActivationError> {
         let mut body = Vec::new();
         let read = File::open(&path).and_then(|file| file.take(entry::TEXT_MAX).read_to_end(&mut body));
@@ -297,12 +308,12 @@ impl Activation for SystemdBoot {
     }
 
     fn retire(&self, slot: SlotName) -> Result<(), ActivationError> {
-        self.remove(&self.entries()?, |entry| entry.of(slot))?;
+        self.remove(&self.settled()?, |entry| entry.of(slot))?;
         self.sweep()
     }
 
     fn activate(&self, slot: SlotName, holds: &Holds, tries: u8) -> Result<(), ActivationError> {
-        let entries = self.entries()?;
+        let entries = self.settled()?;
         let plan = self.plan(&entries, slot, holds, tries)?;
         self.check_first(&entries, &plan)?;
         for entry in &plan {
@@ -313,7 +324,7 @@ impl Activation for SystemdBoot {
     }
 
     fn confirm(&self, slot: SlotName) -> Result<(), ActivationError> {
-        let entries = self.entries()?;
+        let entries = self.settled()?;
         let of_slot = entries.iter().filter(|entry| entry.of(slot) && entry.starts);
         let Some(newest) = of_slot.max_by_key(|entry| (entry.number(), entry.name.tries.is_none())) else {
             let problem = format!("has no entry for slot {slot}; run `goldsync-agent activate`");
