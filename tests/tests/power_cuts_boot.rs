@@ -7,16 +7,18 @@
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use goldsync_agent::boot::{self, Activation, Holds};
 use goldsync_agent::config::{Config, Where};
 use goldsync_agent::slot::SlotName;
 use goldsync_proto::digest::ImageId;
 use goldsync_tests::SimDisk;
-use goldsync_tests::disk::skip;
+use goldsync_tests::disk::{Loop, skip};
+use goldsync_tests::seed::Seed;
 use goldsync_tests::simdisk::Recording;
 use goldsync_tests::simdisk::cut::{Fate, Laws};
-use goldsync_tests::simdisk::loader::{Grub, Loader, starts};
+use goldsync_tests::simdisk::loader::{Grub, Loader, SystemdBoot, Uboot, starts};
 use goldsync_tests::simdisk::rig::count;
 use goldsync_tests::simdisk::tree::Tree;
 
@@ -78,6 +80,14 @@ impl<'a> Bench<'a> {
         Some(bench)
     }
 
+    /// Slots elsewhere.
+    fn slots(&self, a: &Path, b: &Path) {
+        let text = fs::read_to_string(self.path("agent.toml")).expect("agent.toml");
+        let [old_a, old_b] = ["a.img", "b.img"].map(|name| self.path(name).display().to_string());
+        let text = text.replace(&old_a, &a.display().to_string()).replace(&old_b, &b.display().to_string());
+        fs::write(self.path("agent.toml"), text).expect("agent.toml");
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.disk.point().join(name)
     }
@@ -117,26 +127,42 @@ impl<'a> Bench<'a> {
     }
 
     /// Makes a call, and cuts it everywhere: whatever starts must be one of `whole`, and starts in vain must end in `good`. Then the
-    /// machine starts and makes the same call again, or the one that fits what it was started from.
+    /// machine starts and makes the same call again, or the one that fits what it was started from. The same if it is not power that
+    /// is lost first but the process, and power in the next one.
     fn step(&mut self, call: Call, whole: &[SlotName], good: SlotName) {
+        let recording = self.record(call);
+        let after = self.disk.tree();
+        self.cut(&recording, 0, &format!("{call:?}"), |bench, place| bench.go_on(call, place, whole, good));
+        // A run that finds a trial half prepared may go on with it, or have been told of something newer.
+        let nexts = if let Call::Activate(slot, 1..) = call { vec![call, Call::Retire(slot)] } else { vec![call] };
+        for (at, next) in (1..recording.ops.len()).flat_map(|at| nexts.iter().map(move |next| (at, *next))) {
+            self.disk.exchange(&recording.cut(at, &self.laws, Fate::Kept));
+            let joined = recording.killed(at, &self.record(next));
+            let what = format!("{call:?} killed at {at}, then {next:?}");
+            self.cut(&joined, at, &what, |bench, place| bench.go_on(next, place, whole, good));
+        }
+        self.disk.exchange(&after);
+    }
+
+    /// After a cut in a call: what starts, and that the call which fits what was started keeps its promise then.
+    fn go_on(&self, call: Call, place: &str, whole: &[SlotName], good: SlotName) {
+        self.vain(place, whole, good);
+        let slot = self.start();
+        match call {
+            Call::Retire(_) | Call::Activate(_, _) if slot == good => self.again(call, place),
+            // It came to its trial, or is still allowed to start: it is well.
+            Call::Activate(slot, _) | Call::Retire(slot) => self.again(Call::Confirm(slot), place),
+            Call::Confirm(confirmed) => {
+                assert_eq!(slot, confirmed, "{place}");
+                self.again(call, place);
+            }
+        }
+    }
+
+    fn record(&self, call: Call) -> Recording {
         let base = self.disk.record();
         self.call(call);
-        let recording = self.disk.recorded(base);
-        let after = self.disk.tree();
-        self.cut(&recording, &format!("{call:?}"), |bench, place| {
-            bench.vain(place, whole, good);
-            let slot = bench.start();
-            match call {
-                Call::Retire(_) | Call::Activate(_, _) if slot == good => bench.again(call, place),
-                // It came to its trial, or is still allowed to start: it is well.
-                Call::Activate(slot, _) | Call::Retire(slot) => bench.again(Call::Confirm(slot), place),
-                Call::Confirm(confirmed) => {
-                    assert_eq!(slot, confirmed, "{place}");
-                    bench.again(call, place);
-                }
-            }
-        });
-        self.disk.exchange(&after);
+        self.disk.recorded(base)
     }
 
     /// A call that is made after a cut: what it promises holds.
@@ -180,14 +206,14 @@ impl<'a> Bench<'a> {
         let base = self.disk.tree();
         let start = self.loader.start(&base);
         let recording = Recording { base, ops: start.ops };
-        self.cut(&recording, "the loader's count", |bench, place| bench.vain(place, whole, good));
+        self.cut(&recording, 0, "the loader's count", |bench, place| bench.vain(place, whole, good));
         self.disk.exchange(&recording.base);
         self.start()
     }
 
-    fn cut(&mut self, recording: &Recording, what: &str, judge: impl Fn(&Self, &str)) {
-        self.operations += recording.ops.len();
-        for at in 0..=recording.ops.len() {
+    fn cut(&mut self, recording: &Recording, from: usize, what: &str, judge: impl Fn(&Self, &str)) {
+        self.operations += recording.ops.len() - from;
+        for at in from..=recording.ops.len() {
             for fate in Fate::all(seeds()) {
                 self.cuts += 1;
                 let tree: Tree = recording.cut(at, &self.laws, fate);
@@ -214,12 +240,14 @@ fn holds(slot: SlotName) -> Holds {
     Holds { image: ImageId::of(slot.as_str().as_bytes()), release: release.parse().expect("a release"), size: 4096 }
 }
 
-/// A machine's life: an update that is confirmed, one that comes to nothing, a rollback; each step cut everywhere.
-fn life(bench: &mut Bench<'_>) {
+/// A machine's life: an update that comes to nothing, one that is confirmed, a rollback; each step cut everywhere. `write` puts the
+/// image of a round into slot b.
+fn life(bench: &mut Bench<'_>, write: impl Fn(usize)) {
     for round in 0..2 {
         // Slot b is written and tried. In the second round it holds the old release, whole until it is retired.
         bench.step(Call::Retire(B), if round == 0 { &[A] } else { &[A, B] }, A);
         bench.promised(Call::Retire(B), "retired");
+        write(round);
         bench.step(Call::Activate(B, TRIES), &[A, B], A);
         bench.promised(Call::Activate(B, TRIES), "activated");
         if round == 0 {
@@ -251,7 +279,95 @@ fn grub() {
         let mut block = b"# GRUB Environment Block\nsaved_entry=0\n".to_vec();
         block.resize(1024, b'#');
         fs::write(bench.path("boot/grubenv"), block).expect("grubenv");
-        life(&mut bench);
+        life(&mut bench, |_| {});
         bench.count();
     }
+}
+
+/// Goal: U-Boot's environment, of which U-Boot and we write the copy that does not count, in turns.
+#[test]
+fn uboot() {
+    let loader = Uboot { file: "uboot.env".into(), size: 2048 };
+    let activation = "backend = \"uboot\"\nenv_config = \"DISK/fw_env.config\"\n";
+    let Some(mut bench) = Bench::new("U-Boot", &loader, Laws::default(), activation) else { return };
+    let file = bench.path("uboot.env");
+    let file = file.display();
+    fs::write(bench.path("fw_env.config"), format!("{file} 0x0 0x800\n{file} 0x800 0x800\n")).expect("fw_env.config");
+    // The checksum and what it covers lie in different sectors.
+    let long = "board ".repeat(120);
+    let variables = [("bootargs", long.as_str()), ("goldsync_slot", "a"), ("goldsync_good", "a")];
+    fs::write(bench.path("uboot.env"), loader.made(&variables)).expect("the environment");
+    life(&mut bench, |_| {});
+    bench.count();
+}
+
+const ESP: &str =
+    "backend = \"systemd-boot\"\nesp = \"DISK/esp\"\nefivars = \"DISK/efivars\"\noptions = \"root=/dev/{slot} ro\"\n";
+
+/// An ESP from which slot a was started by an entry of somebody else's.
+fn esp(bench: &Bench<'_>, kernel: &[u8]) {
+    fs::create_dir_all(bench.path("esp/loader/entries")).expect("an ESP");
+    fs::write(bench.path("esp/loader/loader.conf"), "timeout 0\ndefault goldsync-*\n").expect("loader.conf");
+    fs::write(bench.path("esp/first"), kernel).expect("a kernel");
+    let entry = "title first\nsort-key a\nversion 1\nlinux /first\noptions root=/dev/a goldsync.slot=a\n";
+    fs::write(bench.path("esp/loader/entries/first.conf"), entry).expect("an entry");
+}
+
+fn on_fat() -> Laws {
+    Laws { fat: vec!["esp".into()] }
+}
+
+/// Goal: entries on an ESP, and the kernels that images carry: who names a kernel has it whole, and the one of its image.
+#[test]
+fn systemd_boot_with_kernels_of_images() {
+    const TEST: &str = "systemd_boot_with_kernels_of_images";
+    let kernel = |name: &str| Seed::new(name.len() as u64).noise(5000 * name.len());
+    let of = [(A, "a"), (B, "b2"), (B, "b03")];
+    let loader = SystemdBoot { esp: "esp".into(), kernels: of.map(|(slot, name)| (slot, kernel(name))).to_vec() };
+    let folder = tempfile::tempdir().expect("a folder");
+    let image = |name: &str| erofs(folder.path(), name, &kernel(name));
+    let (images, slots) = match of.map(|(_, name)| image(name)) {
+        [Ok(a), Ok(b), Ok(c)] => {
+            ([a, b, c], ["slot-a", "slot-b"].map(|name| Loop::new(&folder.path().join(name), 1 << 20)))
+        }
+        [a, ..] => return skip(TEST, &a.err().unwrap_or_default()),
+    };
+    let [Ok(slot_a), Ok(slot_b)] = slots else { return skip(TEST, "no loop devices") };
+    let put = |slot: &Loop, image: &[u8]| {
+        let device = fs::File::options().write(true).open(&slot.device).expect("a slot");
+        std::os::unix::fs::FileExt::write_all_at(&device, image, 0).expect("an image");
+        device.sync_all().expect("an image");
+    };
+    put(&slot_a, &images[0]);
+    let activation = format!("{ESP}kernel = \"/vmlinuz\"\n");
+    let Some(mut bench) = Bench::new("systemd-boot, kernels", &loader, on_fat(), &activation) else { return };
+    bench.slots(&slot_a.device, &slot_b.device);
+    esp(&bench, &kernel("a"));
+    life(&mut bench, |round| put(&slot_b, &images[1 + round]));
+    bench.count();
+}
+
+/// A file system with a kernel in it.
+fn erofs(folder: &Path, name: &str, kernel: &[u8]) -> Result<Vec<u8>, String> {
+    let (content, image) = (folder.join(name), folder.join(format!("{name}.erofs")));
+    fs::create_dir_all(&content).expect("a folder");
+    fs::write(content.join("vmlinuz"), kernel).expect("a kernel");
+    let made = Command::new("mkfs.erofs").arg("--quiet").arg(&image).arg(&content).output();
+    match made {
+        Ok(output) if output.status.success() => Ok(fs::read(image).expect("an image")),
+        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        Err(why) => Err(format!("mkfs.erofs: {why}")),
+    }
+}
+
+/// Goal: entries on an ESP, for a kernel that is not the image's.
+#[test]
+fn systemd_boot() {
+    let kernels = vec![(A, b"of both".to_vec()), (B, b"of both".to_vec())];
+    let loader = SystemdBoot { esp: "esp".into(), kernels };
+    let activation = format!("{ESP}kernel = \"/first\"\nkernel_from = \"esp\"\n");
+    let Some(mut bench) = Bench::new("systemd-boot", &loader, on_fat(), &activation) else { return };
+    esp(&bench, b"of both");
+    life(&mut bench, |_| {});
+    bench.count();
 }

@@ -55,6 +55,12 @@ impl Recording {
         cut::after(&self.base, &self.ops[..at], laws, fate)
     }
 
+    /// The same disk, if the process was killed before operation `at` and `next` was done afterwards, with power on all the time:
+    /// what the first left unsynced is unsynced still.
+    pub fn killed(&self, at: usize, next: &Self) -> Self {
+        Self { base: self.base.clone(), ops: [&self.ops[..at], &next.ops].concat() }
+    }
+
     /// An operation by its number, for people.
     pub fn name(&self, at: usize) -> String {
         self.ops.get(at).map_or("the end".into(), |op| {

@@ -116,8 +116,13 @@ impl<'a> Cuts<'a> {
                 let tree = recording.cut(at, &self.laws, fate);
                 if self.seen.insert(tree.digest()) {
                     let _says = Says(format!("power lost before {}; replay: GOLDSYNC_CUT={place}", recording.name(at)));
-                    let second = self.once(&tree, &found, &next, &done).await;
-                    self.second(second, at, &found, &next, &done).await;
+                    let next_run = self.once(&tree, &found, &next, &done).await;
+                    // Everything kept is what a kill leaves, with power on: what was unsynced is so still.
+                    let (joined, from) = match fate {
+                        Fate::Kept => (recording.killed(at, &next_run), at),
+                        _ => (next_run, 0),
+                    };
+                    self.second(joined, from, &found, &next, &done).await;
                 }
             }
         }
@@ -140,21 +145,24 @@ impl<'a> Cuts<'a> {
         recording
     }
 
-    /// Cuts off the run after a cut, now and then.
+    /// Cuts off the run after a cut, or after a kill, now and then; it begins with operation `from`.
     async fn second(
         &mut self,
         recording: Recording,
-        at: usize,
+        from: usize,
         found: &impl Fn(&Rig),
         next: &impl AsyncFn(&Rig),
         done: &impl Fn(&Rig),
     ) {
-        let mut seed = Seed::new(u64::from_le_bytes(*recording.base.digest().first_chunk().expect("a digest")));
-        if recording.ops.is_empty() || seed.below(AGAIN) > 0 {
+        let ran = recording.ops.len() - from;
+        let word = blake3::hash(format!("{:?}", &recording.ops[..from]).as_bytes());
+        let word = [*word.as_bytes(), recording.base.digest()].concat();
+        let mut seed = Seed::new(u64::from_le_bytes(*blake3::hash(&word).as_bytes().first_chunk().expect("a hash")));
+        if ran == 0 || seed.below(AGAIN) > 0 {
             return;
         }
-        let then = seed.below(recording.ops.len() as u64 + 1) as usize;
-        let _says = Says(format!("and in the run after the cut at {at} once more, before {}", recording.name(then)));
+        let then = from + seed.below(ran as u64 + 1) as usize;
+        let _says = Says(format!("and in the next run once more, before {}", recording.name(then)));
         self.again += 1;
         self.once(&recording.cut(then, &self.laws, Fate::Chance(seed.word())), found, next, done).await;
     }

@@ -7,8 +7,12 @@ use goldsync_agent::slot::SlotName;
 use super::tree::{Op, Tree};
 
 mod grub;
+mod systemd_boot;
+mod uboot;
 
 pub use grub::Grub;
+pub use systemd_boot::SystemdBoot;
+pub use uboot::Uboot;
 
 /// One start of a machine.
 #[derive(Clone, Debug, Default)]
