@@ -77,8 +77,8 @@ fn beneath(sys: &Path, number: u64, layers: u32, is: &impl Fn(Identity) -> Optio
 
 /// The last such word counts, as for the kernel's own.
 fn of_cmdline(text: &str) -> Option<SlotName> {
-    let words = text.split_ascii_whitespace().filter_map(|word| word.strip_prefix(WORD));
-    words.last()?.parse().ok()
+    let mut words = text.split_ascii_whitespace().filter_map(|word| word.strip_prefix(WORD));
+    words.next_back()?.parse().ok()
 }
 
 #[cfg(test)]
