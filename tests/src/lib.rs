@@ -16,6 +16,7 @@
 //!                                                   Liar has the fleet's CA and lies  ┘
 //! Image      made from a seed, and changed by one      damage   what happens to bytes on disks
 //! disk       small file systems and loop devices       stamp    was anything written?
+//! simdisk    a simulated disk under a Machine: power cuts after any operation, errors, rot
 //! ```
 //! Everything lies in one scratch folder and listens on loopback, on ports that the kernel chose. A process that is
 //! still running when its owner is dropped is killed. What a program printed is part of every complaint. The second kind
@@ -37,6 +38,7 @@ pub mod proxy;
 pub mod scene;
 pub mod seed;
 pub mod server;
+pub mod simdisk;
 pub mod stamp;
 pub mod tools;
 pub mod wait;
@@ -50,4 +52,5 @@ pub use operator::Operator;
 pub use programs::{Programs, Run};
 pub use proxy::Proxy;
 pub use server::Server;
+pub use simdisk::SimDisk;
 pub use wait::eventually;

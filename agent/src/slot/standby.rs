@@ -283,9 +283,16 @@ fn refuse_active(wanted: &Wanted<'_>, identity: Identity) -> Result<(), SlotErro
 fn open_file(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true);
-    match std::fs::metadata(path) {
-        Ok(meta) if kind_of(&meta) == Ok(Kind::Device) => options.custom_flags(libc::O_EXCL).open(path),
-        Ok(_) => options.open(path),
-        Err(_) => options.create_new(true).mode(0o600).open(path),
+    let there = std::fs::metadata(path);
+    if there.as_ref().is_ok_and(|meta| kind_of(meta) == Ok(Kind::Device)) {
+        return options.custom_flags(libc::O_EXCL).open(path);
     }
+    let file = match there {
+        Ok(_) => options.open(path)?,
+        Err(_) => options.create_new(true).mode(0o600).open(path)?,
+    };
+    // Its name must last, too. A sync of the file promises only its bytes, and a proof of a file that a power cut took away would
+    // be a lie.
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+    Ok(file)
 }
