@@ -1,0 +1,107 @@
+//! The images that virtual machines run: a small root file system with the agent under test in it.
+//!
+//! ```text
+//! /sbin/init               tests/guest/init: state, network, then what the test orders
+//! /usr/bin/goldsync-agent  as it was built, without symbols, with its libraries
+//! /usr/libexec/            health: whether this image is well; slots: the program of the `command` back-end
+//! /boot/vmlinuz, initrd    for loaders that start a slot's own kernel
+//! /etc/release             NAME:VERSION
+//! /usr/share/payload       6 MiB, of which a release has 2 MiB of its own
+//! ```
+//! ext4 without a journal, the same bytes whenever it is made from the same parts.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::parts::{Parts, libraries};
+use crate::programs::Run;
+use crate::seed::Seed;
+
+const INIT: &str = include_str!("../../guest/init");
+const SLOTS: &str = include_str!("../../guest/slots");
+
+/// An image's size, in mebibytes.
+pub const MEBIBYTES: u64 = 52;
+
+/// What is wrong with an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flaw {
+    /// Nothing.
+    None,
+    /// There is no `/sbin/init`.
+    NoInit,
+    /// Its init ends at once, and the kernel panics.
+    Panics,
+    /// It comes up, and says that it is not well.
+    Unhealthy,
+}
+
+/// Makes the image of a release.
+pub fn make(parts: &Parts, scratch: &Path, release: &str, flaw: Flaw, to: &Path) -> Result<()> {
+    let tree = tempfile::tempdir_in(scratch)?;
+    fill(parts, scratch, tree.path(), release, flaw)?;
+    let file = fs::File::create(to)?;
+    file.set_len(MEBIBYTES << 20)?;
+    let mut mkfs = Command::new("mkfs.ext4");
+    mkfs.env("E2FSPROGS_FAKE_TIME", "1767225600").args(["-q", "-F", "-b", "4096", "-m", "0", "-O", "^has_journal"]);
+    mkfs.args(["-U", "8c1de0a4-52b1-4a5e-bb0b-6f7f6c1a9d03", "-E", "hash_seed=8c1de0a4-52b1-4a5e-bb0b-6f7f6c1a9d03"]);
+    Run::of(with(mkfs, &[Path::new("-d"), tree.path(), to]))?.ok().map(drop)
+}
+
+fn with(mut command: Command, args: &[&Path]) -> Command {
+    command.args(args);
+    command
+}
+
+fn fill(parts: &Parts, scratch: &Path, tree: &Path, release: &str, flaw: Flaw) -> Result<()> {
+    for folder in ["bin", "sbin", "boot", "dev", "esp", "etc", "proc", "run", "state", "sys", "tmp", "usr/bin"] {
+        fs::create_dir_all(tree.join(folder))?;
+    }
+    for folder in ["usr/libexec", "usr/share/payload"] {
+        fs::create_dir_all(tree.join(folder))?;
+    }
+    let busybox = parts.busybox();
+    fs::copy(&busybox, tree.join("bin/busybox"))?;
+    let listed = Run::of(with(Command::new(&busybox), &[Path::new("--list")]))?.ok()?.stdout;
+    for name in listed.lines().filter(|name| *name != "busybox") {
+        symlink("busybox", tree.join("bin").join(name))?;
+    }
+    let agent = parts.agent(scratch)?;
+    fs::copy(&agent, tree.join("usr/bin/goldsync-agent"))?;
+    for library in libraries(&agent)? {
+        let place = tree.join(library.strip_prefix("/")?);
+        fs::create_dir_all(place.parent().context("a library's folder")?)?;
+        fs::copy(&library, &place).with_context(|| format!("copy {}", library.display()))?;
+    }
+    fs::copy(parts.kernel(), tree.join("boot/vmlinuz"))?;
+    parts.write_initramfs(&tree.join("boot/initrd"))?;
+    fs::write(tree.join("etc/release"), format!("{release}\n"))?;
+    payload(&tree.join("usr/share/payload"), release)?;
+    script(&tree.join("usr/libexec/slots"), SLOTS)?;
+    let well = if flaw == Flaw::Unhealthy { "echo 'the service does not answer' >&2\nexit 1\n" } else { "exit 0\n" };
+    script(&tree.join("usr/libexec/health"), &format!("#!/bin/sh\n{well}"))?;
+    match flaw {
+        Flaw::NoInit => Ok(()),
+        Flaw::Panics => script(&tree.join("sbin/init"), "#!/bin/sh\nexit 1\n"),
+        Flaw::None | Flaw::Unhealthy => script(&tree.join("sbin/init"), INIT),
+    }
+}
+
+/// Files that all releases have, and files of which each release has its own.
+fn payload(folder: &Path, release: &str) -> Result<()> {
+    let own = blake3::hash(release.as_bytes()).as_bytes()[..8].try_into().map(u64::from_le_bytes)?;
+    for number in 0..12 {
+        let mut seed = Seed::new(if number % 3 == 0 { own } else { 0 } + number);
+        fs::write(folder.join(number.to_string()), seed.noise(512 << 10))?;
+    }
+    Ok(())
+}
+
+fn script(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).with_context(|| format!("chmod {}", path.display()))
+}

@@ -1,0 +1,44 @@
+//! Stories with virtual machines: real kernels, real boot loaders, the agent inside and the server outside.
+//!
+//! Goal: a machine that was updated really starts the new image, and one whose new image is no good goes back by itself.
+//! Method: the emulator starts a disk that was made as a factory would; its init follows a story's orders and says on
+//! the console how far it is; afterwards the disk is read from outside, byte for byte.
+//!
+//! `scripts/make-machines` makes what is needed, in `$GOLDSYNC_MACHINES`; without that variable every test here says that it
+//! was skipped.
+
+use anyhow::{Result, ensure};
+use goldsync_tests::vm::rig::slot_with;
+use goldsync_tests::vm::{Flaw, Layout, Rig, Table, Vm};
+
+const LAYOUT: Layout = Layout { table: Table::Mbr, esp: 40, slot: 64, state: 24 };
+
+fn rig(test: &str) -> Result<Option<Rig>> {
+    Rig::open(test, env!("CARGO_BIN_EXE_goldsync-demo"))
+}
+
+/// A factory's machine becomes a node, gets the next release into its other slot, and starts it.
+#[test]
+fn command_updates_and_restarts() -> Result<()> {
+    let Some(rig) = rig("command_updates_and_restarts")? else { return Ok(()) };
+    rig.release("1", Flaw::None)?;
+    let second = rig.release("2", Flaw::None)?;
+    let disk = rig.disk("machine", LAYOUT, "backend = \"command\"\ncommand = [\"/usr/libexec/slots\"]")?;
+    let orders = rig.orders(
+        r#"
+case $release in
+  story:1) do_or_say node sync --json; say "synced $(cat /tmp/done)"; again ;;
+  story:2) /usr/libexec/slots confirm; do_or_say node status; say "status $(tr '\n' ';' </tmp/done)"; off ;;
+esac"#,
+    );
+    let mut vm = Vm::start(&rig.kernel("")?, &disk.path, &orders)?;
+    ensure!(vm.wait("up")? == "story:1 a", "it began with {:?}", vm.marks());
+    let synced = vm.wait("synced")?;
+    ensure!(vm.wait("up")? == "story:2 b", "it went on with {:?}", vm.marks());
+    let status = vm.wait("status")?;
+    vm.off()?;
+    ensure!(slot_with(&disk, &second)? == Some("b"), "slot b is not story:2");
+    ensure!(disk.state_file("/slots")? == "b\n-\n0\n", "{}", disk.state_file("/slots")?);
+    eprintln!("{synced}\n{status}");
+    Ok(())
+}
