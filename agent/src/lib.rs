@@ -28,6 +28,7 @@ pub mod journal;
 pub mod link;
 pub mod node;
 pub mod plan;
+pub mod program;
 pub mod schedule;
 pub mod scratch;
 pub mod slot;

@@ -165,8 +165,8 @@ impl Swap<'_> {
     }
 
     fn activate_slot(&self, from: Option<SlotName>, to: SlotName, proven: Proven) -> Result<Swapped, SwapError> {
-        let Proven { image, release, .. } = proven;
-        self.activation.activate(to, &Holds { image, release: release.clone() })?;
+        let Proven { image, release, size, .. } = proven;
+        self.activation.activate(to, &Holds { image, release: release.clone(), size }, 0)?;
         Ok(Swapped { from, to, image, release })
     }
 }

@@ -1,42 +1,84 @@
 //! Activation: the one atomic step that makes the standby slot the active one.
 //!
-//! A back-end answers two questions and knows nothing of images, servers or updates. What it must promise is one
-//! thing: power lost at any moment of [`Activation::activate`] leaves the old slot active or the new one, never
-//! neither. `activate` is idempotent, and is called only for a slot that the journal says is proven.
+//! A back-end answers a few questions and knows nothing of images, servers or updates. What it must promise is one
+//! thing: power lost at any moment of any call leaves a machine that starts from the old slot or from the new one, never from
+//! neither. Every call is idempotent. `activate` comes only for a slot that the journal says is proven, and touches nothing that
+//! the other slot needs to start; `retire` comes before the first byte of a slot is written.
 //!
-//! | back-end  | active is                           | the atomic step                            |
-//! |-----------|-------------------------------------|--------------------------------------------|
-//! | `symlink` | what a link points at               | rename(2) of a new link over the old one   |
-//! | `command` | what a site's own program says      | the program's duty                         |
+//! ```text
+//!            write, prove                restart                  health
+//! retire(b) ──────────────▶ activate(b, 3) ─────▶ b runs, on trial ─────▶ confirm(b)
+//!                                          └ three starts came to nothing: the boot loader itself goes back to a
+//! ```
 //!
-//! Boot loaders and live mounts come here as files of their own, each one `impl Activation` and one arm in [`open`]:
-//! `systemd-boot` (boot-counted entries), `grub` (grubenv), `uboot` (environment), `uefi` (BootNext), `mount` (a mount
-//! beneath the old one), and `soft-reboot`, which starts what another back-end has activated. What they need beyond
-//! this seam (a trial with a deadline, confirm) grows beside it, in the update's phases, not in the back-ends.
+//! | back-end  | active is                           | the atomic step                            | takes effect |
+//! |-----------|-------------------------------------|--------------------------------------------|--------------|
+//! | `symlink` | what a link points at               | rename(2) of a new link over the old one   | at once      |
+//! | `command` | what a site's own program says      | the program's duty                         | as it says   |
+//!
+//! Each is a file of its own, an `impl Activation`, an arm in [`open`] and a page in `docs/boot/`. Trials, health and the way back
+//! are the same for all of them and live in `trial` and `health`, not here.
 
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::release::ReleaseRef;
 
-use crate::config::{self, Config};
+use crate::config::{Backend, Config};
+use crate::program::ProgramError;
 use crate::slot::SlotName;
 
+mod booted;
 mod command;
 mod symlink;
 
+pub use booted::Booted;
 pub use command::Command;
 pub use symlink::Symlink;
 
 /// A way to say which slot is active. Calls block.
 pub trait Activation: Send + Sync {
-    /// The active slot, if any was ever activated.
-    fn active(&self) -> Result<Option<SlotName>, ActivationError>;
+    /// What runs, and what the next start takes.
+    fn look(&self) -> Result<Look, ActivationError>;
 
-    /// Makes `slot` the active one, atomically and durably.
-    fn activate(&self, slot: SlotName, holds: &Holds) -> Result<(), ActivationError>;
+    /// From now on nothing starts from `slot`: its first byte is about to be written. Never called for the active slot.
+    fn retire(&self, slot: SlotName) -> Result<(), ActivationError>;
+
+    /// Makes `slot` the one that is in use, at once or from the next start on, atomically and durably. With `tries`, a boot loader
+    /// counts so many starts and then goes back to the other slot by itself; 0 is for a slot that was good before.
+    fn activate(&self, slot: SlotName, holds: &Holds, tries: u8) -> Result<(), ActivationError>;
+
+    /// `slot`, which runs, has shown itself good: it is started from now on, uncounted.
+    fn confirm(&self, slot: SlotName) -> Result<(), ActivationError>;
+
+    /// When an activated slot is in use.
+    fn takes_effect(&self) -> Effect;
+
+    /// The slot that is in use, if any was ever activated. It is never written.
+    fn active(&self) -> Result<Option<SlotName>, ActivationError> {
+        Ok(self.look()?.active)
+    }
+}
+
+/// When what was activated is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// When `activate` returns.
+    AtOnce,
+    /// When the machine has started again.
+    AtRestart,
+}
+
+/// What a back-end sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// The slot that is in use.
+    pub active: Option<SlotName>,
+    /// The slot that the next start takes; with [`Effect::AtOnce`], the active one.
+    pub next: Option<SlotName>,
+    /// How many more starts of `next` the boot loader allows; `None` if it does not count them.
+    pub tries: Option<u8>,
 }
 
 /// What a slot to be activated holds, for back-ends that label boot entries by it.
@@ -46,15 +88,19 @@ pub struct Holds {
     pub image: ImageId,
     /// Its release.
     pub release: ReleaseRef,
+    /// Its bytes; a device may have more.
+    pub size: u64,
 }
 
 /// Why the active slot cannot be told or changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ActivationError {
-    /// The link, or its folder.
-    #[error("activation by symlink: {what} {}: {error}", path.display())]
-    Link {
+    /// A file or folder of the back-end's.
+    #[error("activation by {backend}: {what} {}: {error}", path.display())]
+    File {
+        /// By whom.
+        backend: &'static str,
         /// What was being done.
         what: &'static str,
         /// To what.
@@ -79,34 +125,9 @@ pub enum ActivationError {
         /// Where it points.
         target: PathBuf,
     },
-    /// The program cannot be started.
-    #[error("activation by command: {} cannot be started: {error}", program.display())]
-    Start {
-        /// The program.
-        program: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-    /// The program did not end in time and was killed.
-    #[error(
-        "activation by command: `{call}` did not end within {limit:?} and was killed; raise activation.time_limit if it needs longer"
-    )]
-    Timeout {
-        /// Program and verb.
-        call: String,
-        /// The limit.
-        limit: Duration,
-    },
-    /// The program failed.
-    #[error("activation by command: `{call}` ended with {status}: {complaint}")]
-    Failed {
-        /// Program and verb.
-        call: String,
-        /// Exit code or signal.
-        status: String,
-        /// The end of its standard error.
-        complaint: String,
-    },
+    /// A site's program failed.
+    #[error("activation by command: {0}")]
+    Program(#[from] ProgramError),
     /// The program's answer is no answer.
     #[error("activation by command: `{call}` printed {printed:?}; a, b or none is expected")]
     Answer {
@@ -119,10 +140,18 @@ pub enum ActivationError {
 
 /// The back-end that the configuration names.
 pub fn open(config: &Config) -> Box<dyn Activation> {
-    match &config.activation {
-        config::Activation::Symlink { link } => Box::new(Symlink::new(link.clone(), &config.slots)),
-        config::Activation::Command { command, time_limit } => {
-            Box::new(Command::new(command.clone(), *time_limit, &config.slots))
-        }
+    match &config.activation.backend {
+        Backend::Symlink { link } => Box::new(Symlink::new(link.clone(), &config.slots)),
+        Backend::Command { program, effect } => Box::new(Command::new(program.clone(), *effect, &config.slots)),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// Something to activate.
+    pub(crate) fn holds() -> Holds {
+        Holds { image: ImageId::of(b"x"), release: "web:1".parse().unwrap(), size: 4096 }
     }
 }

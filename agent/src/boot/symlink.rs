@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Activation, ActivationError, Holds};
+use super::{Activation, ActivationError, Effect, Holds, Look};
 use crate::config::Slots;
 use crate::slot::{Identity, SlotName};
 
@@ -32,15 +32,15 @@ impl Symlink {
 
     fn fail(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ActivationError {
         let path = path.to_owned();
-        move |error| ActivationError::Link { what, path, error }
+        move |error| ActivationError::File { backend: "symlink", what, path, error }
     }
 }
 
 impl Activation for Symlink {
-    fn active(&self) -> Result<Option<SlotName>, ActivationError> {
+    fn look(&self) -> Result<Look, ActivationError> {
         let target = match fs::read_link(&self.link) {
             Ok(target) => self.folder().join(target),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Look::default()),
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 return Err(ActivationError::NotALink { path: self.link.clone() });
             }
@@ -49,12 +49,17 @@ impl Activation for Symlink {
         let led_to = Identity::of(&target).ok();
         let same = |path: &Path| path == target || (led_to.is_some() && Identity::of(path).ok() == led_to);
         match self.slots.iter().find(|(_, path)| same(path)) {
-            Some((name, _)) => Ok(Some(*name)),
+            Some((name, _)) => Ok(Look { active: Some(*name), next: Some(*name), tries: None }),
             None => Err(ActivationError::Foreign { link: self.link.clone(), target }),
         }
     }
 
-    fn activate(&self, slot: SlotName, _holds: &Holds) -> Result<(), ActivationError> {
+    /// The link does not lead there, or it would be the active slot.
+    fn retire(&self, _slot: SlotName) -> Result<(), ActivationError> {
+        Ok(())
+    }
+
+    fn activate(&self, slot: SlotName, _holds: &Holds, _tries: u8) -> Result<(), ActivationError> {
         // Only a link, or nothing, may be replaced: a file here is somebody's data.
         match fs::symlink_metadata(&self.link) {
             Ok(meta) if !meta.is_symlink() => return Err(ActivationError::NotALink { path: self.link.clone() }),
@@ -75,15 +80,20 @@ impl Activation for Symlink {
         let folder = self.folder();
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(Self::fail("syncing", folder))
     }
+
+    fn confirm(&self, _slot: SlotName) -> Result<(), ActivationError> {
+        Ok(())
+    }
+
+    fn takes_effect(&self) -> Effect {
+        Effect::AtOnce
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::holds;
     use super::*;
-
-    fn holds() -> Holds {
-        Holds { image: goldsync_proto::digest::ImageId::of(b"x"), release: "web:1".parse().unwrap() }
-    }
 
     fn slots(folder: &Path) -> Slots {
         Slots { a: folder.join("a.img"), b: folder.join("b.img"), size: None }
@@ -99,7 +109,7 @@ mod tests {
         let activation = Symlink::new(link.clone(), &slots);
         assert_eq!(activation.active().unwrap(), None);
         for (slot, text) in [(SlotName::A, "a"), (SlotName::B, "b"), (SlotName::B, "b"), (SlotName::A, "a")] {
-            activation.activate(slot, &holds()).unwrap();
+            activation.activate(slot, &holds(), 0).unwrap();
             assert_eq!(activation.active().unwrap(), Some(slot));
             assert_eq!(fs::read_to_string(&link).unwrap(), text);
         }
@@ -111,10 +121,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let slots = slots(folder.path());
         let activation = Symlink::new(folder.path().join("current"), &slots);
-        activation.activate(SlotName::A, &holds()).unwrap();
+        activation.activate(SlotName::A, &holds(), 0).unwrap();
         std::os::unix::fs::symlink(&slots.b, folder.path().join(".current.goldsync")).unwrap();
         assert_eq!(activation.active().unwrap(), Some(SlotName::A));
-        activation.activate(SlotName::B, &holds()).unwrap();
+        activation.activate(SlotName::B, &holds(), 0).unwrap();
         assert_eq!(activation.active().unwrap(), Some(SlotName::B));
     }
 
@@ -142,7 +152,7 @@ mod tests {
         fs::remove_file(&link).unwrap();
         fs::write(&link, "data").unwrap();
         assert!(matches!(activation.active(), Err(ActivationError::NotALink { .. })));
-        assert!(matches!(activation.activate(SlotName::A, &holds()), Err(ActivationError::NotALink { .. })));
+        assert!(matches!(activation.activate(SlotName::A, &holds(), 0), Err(ActivationError::NotALink { .. })));
         assert_eq!(fs::read_to_string(&link).unwrap(), "data");
     }
 
@@ -150,7 +160,7 @@ mod tests {
     fn a_missing_folder_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let activation = Symlink::new(folder.path().join("no/current"), &slots(folder.path()));
-        let error = activation.activate(SlotName::A, &holds()).unwrap_err().to_string();
+        let error = activation.activate(SlotName::A, &holds(), 0).unwrap_err().to_string();
         assert!(error.contains("making") && error.contains("no/.current.goldsync"), "{error}");
     }
 }

@@ -27,10 +27,12 @@ use goldsync_proto::wire::Prefer;
 
 use crate::slot::{Identity, SlotName};
 
+mod activation;
 mod keys;
 mod load;
 mod raw;
 
+pub use activation::{Activation, Backend};
 pub use load::Where;
 
 /// The UDP port of a server that names none.
@@ -85,23 +87,6 @@ impl Slots {
             SlotName::B => &self.b,
         }
     }
-}
-
-/// The activation back-end and its settings; see `boot`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// A link points at the active slot.
-    Symlink {
-        /// The link.
-        link: PathBuf,
-    },
-    /// A site's program.
-    Command {
-        /// The program and its leading arguments.
-        command: Vec<String>,
-        /// How long one call may take. Default 60 s.
-        time_limit: Duration,
-    },
 }
 
 /// When to look for a new release without being told.
@@ -206,7 +191,7 @@ impl Config {
             channel,
             labels,
             slots: slots(raw.slots.unwrap_or_default())?,
-            activation: activation(raw.activation.unwrap_or_default())?,
+            activation: activation::activation(raw.activation.unwrap_or_default())?,
             schedule: schedule(raw.schedule.unwrap_or_default())?,
             limits: limits(raw.limits.unwrap_or_default())?,
             state,
@@ -230,7 +215,7 @@ impl Config {
                     format!("{state} lies in slot {name} ({slot}), which is overwritten whole"),
                 ));
             }
-            if matches!(&self.activation, Activation::Symlink { link } if link == slot) {
+            if matches!(&self.activation.backend, Backend::Symlink { link } if link == slot) {
                 return Err(value(
                     "activation.link",
                     format!("is slot {name} itself; name a path where the link may be"),
@@ -287,34 +272,6 @@ fn slots(raw: raw::Slots) -> Result<Slots, ConfigError> {
         b: absolute("slots.b", raw.b.ok_or_else(|| missing("slots.b"))?)?,
         size,
     })
-}
-
-fn activation(raw: raw::Activation) -> Result<Activation, ConfigError> {
-    let stray = |key, backend| Err(value(key, format!("does not belong to the back-end \"{backend}\"; remove it")));
-    match raw.backend.as_deref() {
-        Some("symlink") if raw.command.is_some() => stray("activation.command", "symlink"),
-        Some("symlink") if raw.time_limit.is_some() => stray("activation.time_limit", "symlink"),
-        Some("symlink") => {
-            let link = raw.link.ok_or_else(|| {
-                value("activation.link", "is missing; name the link that shall lead to the active slot")
-            })?;
-            Ok(Activation::Symlink { link: absolute("activation.link", link)? })
-        }
-        Some("command") if raw.link.is_some() => stray("activation.link", "command"),
-        Some("command") => {
-            let command = raw.command.unwrap_or_default();
-            if command.first().is_none_or(|program| !program.starts_with('/')) {
-                return Err(value("activation.command", "must be a list that begins with a program's absolute path"));
-            }
-            let time_limit = span("activation.time_limit", raw.time_limit.as_deref(), Duration::from_secs(60))?;
-            if time_limit.is_zero() {
-                return Err(value("activation.time_limit", "is 0; no program ends in no time"));
-            }
-            Ok(Activation::Command { command, time_limit })
-        }
-        Some(other) => Err(value("activation.backend", format!("is {other:?}; \"symlink\" and \"command\" are known"))),
-        None => Err(value("activation.backend", "is missing; \"symlink\" and \"command\" are known")),
-    }
 }
 
 fn schedule(raw: raw::Schedule) -> Result<Schedule, ConfigError> {

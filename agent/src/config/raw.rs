@@ -52,8 +52,11 @@ impl Size {
 pub(super) struct Activation {
     pub(super) backend: Option<String>,
     pub(super) link: Option<PathBuf>,
+    pub(super) tries: Option<u8>,
+    pub(super) cmdline: Option<PathBuf>,
     pub(super) command: Option<Vec<String>>,
     pub(super) time_limit: Option<String>,
+    pub(super) takes_effect: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -37,7 +37,7 @@ fn a_good_file_is_read_with_its_defaults() {
     assert_eq!(config.server, Some(Address { host: "golden.example.net".into(), port: 7400 }));
     assert_eq!(config.channel.as_str(), "production");
     assert_eq!(config.slots, Slots { a: "/slots/a.img".into(), b: "/slots/b.img".into(), size: Some(4 << 30) });
-    assert_eq!(config.activation, Activation::Symlink { link: "/slots/current".into() });
+    assert_eq!(config.activation.backend, Backend::Symlink { link: "/slots/current".into() });
     assert_eq!(config.state, Path::new("/var/lib/goldsync"));
     assert_eq!(config.schedule.time_zone, chrono_tz::Europe::Vienna);
     assert_eq!(config.schedule.splay, Duration::from_secs(1800));
@@ -85,7 +85,7 @@ fn every_bad_value_names_its_key() {
         (with("a = \"/slots/a.img\"", "a = \"/x/../b.img\""), "without `..`"),
         (with("\"4 GiB\"", "\"4 GB\""), "`slots.size` cannot be used: \"4 GB\" is not a size"),
         (with("\"4 GiB\"", "4097"), "`slots.size` cannot be used"),
-        (with("\"symlink\"", "\"grub\""), "`activation.backend` is \"grub\"; \"symlink\" and \"command\" are known"),
+        (with("\"symlink\"", "\"floppy\""), "`activation.backend` is \"floppy\"; known are \"symlink\", \"command\""),
         (with("link = \"/slots/current\"", ""), "`activation.link` is missing"),
         (with("link = \"/slots/current\"", "link = \"/slots/b.img\""), "`activation.link` is slot b itself"),
         (
