@@ -9,13 +9,15 @@
 
 use anyhow::{Result, ensure};
 use goldsync_tests::vm::rig::slot_with;
-use goldsync_tests::vm::{Flaw, Layout, Rig, Table, Vm};
+use goldsync_tests::vm::{Flaw, Kind, Layout, Rig, Table, Vm, cuts};
 
 const LAYOUT: Layout = Layout { table: Table::Mbr, esp: 40, slot: 64, state: 24 };
 
 fn rig(test: &str) -> Result<Option<Rig>> {
-    Rig::open(test, env!("CARGO_BIN_EXE_goldsync-demo"))
+    Rig::open(test, env!("CARGO_BIN_EXE_goldsync-demo"), Kind::Whole)
 }
+
+const COMMAND: &str = "backend = \"command\"\ncommand = [\"/usr/libexec/slots\"]\ntakes_effect = \"at-restart\"";
 
 /// A factory's machine becomes a node, gets the next release into its other slot, and starts it.
 #[test]
@@ -23,12 +25,12 @@ fn command_updates_and_restarts() -> Result<()> {
     let Some(rig) = rig("command_updates_and_restarts")? else { return Ok(()) };
     rig.release("1", Flaw::None)?;
     let second = rig.release("2", Flaw::None)?;
-    let disk = rig.disk("machine", LAYOUT, "backend = \"command\"\ncommand = [\"/usr/libexec/slots\"]")?;
+    let disk = rig.disk("machine", LAYOUT, COMMAND)?;
     let orders = rig.orders(
         r#"
 case $release in
   story:1) do_or_say node sync --json; say "synced $(cat /tmp/done)"; again ;;
-  story:2) /usr/libexec/slots confirm; do_or_say node status; say "status $(tr '\n' ';' </tmp/done)"; off ;;
+  story:2) /usr/libexec/slots confirm b; do_or_say node status; say "status $(tr '\n' ';' </tmp/done)"; off ;;
 esac"#,
     );
     let mut vm = Vm::start(&rig.kernel("")?, &disk.path, &orders)?;
@@ -40,5 +42,21 @@ esac"#,
     ensure!(slot_with(&disk, &second)? == Some("b"), "slot b is not story:2");
     ensure!(disk.state_file("/slots")? == "b\n-\n0\n", "{}", disk.state_file("/slots")?);
     eprintln!("{synced}\n{status}");
+    Ok(())
+}
+
+/// The plug is pulled at random moments of updates: whatever starts then is a whole release, and the next run finishes. As many
+/// times as `GOLDSYNC_VM_CUTS` says, at moments that `GOLDSYNC_VM_SEED` chooses.
+#[test]
+fn power_cuts() -> Result<()> {
+    let rig = Rig::open("power_cuts", env!("CARGO_BIN_EXE_goldsync-demo"), Kind::Small)?;
+    let Some(rig) = rig else { return Ok(()) };
+    let disk = rig.disk("machine", Layout { esp: 34, slot: 16, state: 64, ..LAYOUT }, COMMAND)?;
+    let (count, seed) = (cuts::asked("GOLDSYNC_VM_CUTS", 10)?, cuts::asked("GOLDSYNC_VM_SEED", 1)?);
+    let tally = cuts::cut(&rig, &disk, &rig.kernel("goldsync.again")?, count, seed)?;
+    eprintln!(
+        "{} power cuts, seed {seed}; the last thing done: {:?}; it came back {:?}",
+        tally.cuts, tally.after, tally.came_back
+    );
     Ok(())
 }

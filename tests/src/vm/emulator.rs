@@ -5,9 +5,9 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -53,6 +53,7 @@ pub enum Firmware {
 #[derive(Debug)]
 pub struct Vm {
     child: Child,
+    keyboard: ChildStdin,
     lines: Receiver<String>,
     said: Vec<String>,
 }
@@ -68,16 +69,22 @@ impl Vm {
         // The guest must not outlive a test that was killed.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--", QEMU]).args(arguments(firmware, disk, &paper));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("start {QEMU}"))?;
         let (sender, lines) = channel();
         let console = child.stdout.take().context("the guest's console")?;
+        let keyboard = child.stdin.take().context("the guest's keyboard")?;
         let complaints = child.stderr.take().context("the emulator's complaints")?;
         for pipe in [Box::new(console) as Box<dyn Read + Send>, Box::new(complaints)] {
             let sender = sender.clone();
             thread::spawn(move || read(pipe, |line| sender.send(line).is_ok()));
         }
-        Ok(Self { child, lines, said: Vec::new() })
+        Ok(Self { child, keyboard, lines, said: Vec::new() })
+    }
+
+    /// Types a line.
+    pub fn type_line(&mut self, line: &str) -> Result<()> {
+        writeln!(self.keyboard, "{line}").context("type on the guest's console")
     }
 
     /// Waits for a mark, and returns what stands behind its name. A guest that says that it is stuck is an error.

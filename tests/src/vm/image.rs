@@ -8,7 +8,8 @@
 //! /etc/release             NAME:VERSION
 //! /usr/share/payload       6 MiB, of which a release has 2 MiB of its own
 //! ```
-//! ext4 without a journal, the same bytes whenever it is made from the same parts.
+//! ext4 without a journal, the same bytes whenever it is made from the same parts. A *small* image has neither kernel nor
+//! agent: the emulator loads the one, and the other lies on the state partition. It is for stories told hundreds of times.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -24,8 +25,24 @@ use crate::seed::Seed;
 const INIT: &str = include_str!("../../guest/init");
 const SLOTS: &str = include_str!("../../guest/slots");
 
-/// An image's size, in mebibytes.
-pub const MEBIBYTES: u64 = 52;
+/// What an image has in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Everything.
+    Whole,
+    /// No kernel, and no agent.
+    Small,
+}
+
+impl Kind {
+    /// The image's size.
+    fn mebibytes(self) -> u64 {
+        match self {
+            Self::Whole => 52,
+            Self::Small => 16,
+        }
+    }
+}
 
 /// What is wrong with an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,11 +58,23 @@ pub enum Flaw {
 }
 
 /// Makes the image of a release.
-pub fn make(parts: &Parts, scratch: &Path, release: &str, flaw: Flaw, to: &Path) -> Result<()> {
+pub fn make(parts: &Parts, scratch: &Path, kind: Kind, release: &str, flaw: Flaw, to: &Path) -> Result<()> {
     let tree = tempfile::tempdir_in(scratch)?;
-    fill(parts, scratch, tree.path(), release, flaw)?;
+    system(parts, tree.path(), release, flaw)?;
+    let agent = parts.agent(scratch)?;
+    // What the agent needs is part of every system.
+    for library in libraries(&agent)? {
+        let place = tree.path().join(library.strip_prefix("/")?);
+        fs::create_dir_all(place.parent().context("a library's folder")?)?;
+        fs::copy(&library, &place).with_context(|| format!("copy {}", library.display()))?;
+    }
+    if kind == Kind::Whole {
+        fs::copy(&agent, tree.path().join("usr/bin/goldsync-agent"))?;
+        fs::copy(parts.kernel(), tree.path().join("boot/vmlinuz"))?;
+        parts.write_initramfs(&tree.path().join("boot/initrd"))?;
+    }
     let file = fs::File::create(to)?;
-    file.set_len(MEBIBYTES << 20)?;
+    file.set_len(kind.mebibytes() << 20)?;
     let mut mkfs = Command::new("mkfs.ext4");
     mkfs.env("E2FSPROGS_FAKE_TIME", "1767225600").args(["-q", "-F", "-b", "4096", "-m", "0", "-O", "^has_journal"]);
     mkfs.args(["-U", "8c1de0a4-52b1-4a5e-bb0b-6f7f6c1a9d03", "-E", "hash_seed=8c1de0a4-52b1-4a5e-bb0b-6f7f6c1a9d03"]);
@@ -57,7 +86,7 @@ fn with(mut command: Command, args: &[&Path]) -> Command {
     command
 }
 
-fn fill(parts: &Parts, scratch: &Path, tree: &Path, release: &str, flaw: Flaw) -> Result<()> {
+fn system(parts: &Parts, tree: &Path, release: &str, flaw: Flaw) -> Result<()> {
     for folder in ["bin", "sbin", "boot", "dev", "esp", "etc", "proc", "run", "state", "sys", "tmp", "usr/bin"] {
         fs::create_dir_all(tree.join(folder))?;
     }
@@ -70,15 +99,6 @@ fn fill(parts: &Parts, scratch: &Path, tree: &Path, release: &str, flaw: Flaw) -
     for name in listed.lines().filter(|name| *name != "busybox") {
         symlink("busybox", tree.join("bin").join(name))?;
     }
-    let agent = parts.agent(scratch)?;
-    fs::copy(&agent, tree.join("usr/bin/goldsync-agent"))?;
-    for library in libraries(&agent)? {
-        let place = tree.join(library.strip_prefix("/")?);
-        fs::create_dir_all(place.parent().context("a library's folder")?)?;
-        fs::copy(&library, &place).with_context(|| format!("copy {}", library.display()))?;
-    }
-    fs::copy(parts.kernel(), tree.join("boot/vmlinuz"))?;
-    parts.write_initramfs(&tree.join("boot/initrd"))?;
     fs::write(tree.join("etc/release"), format!("{release}\n"))?;
     payload(&tree.join("usr/share/payload"), release)?;
     script(&tree.join("usr/libexec/slots"), SLOTS)?;

@@ -10,6 +10,7 @@
 //! server runs on the host, outside; the guest reaches it as [`HOST`].
 
 pub mod console;
+pub mod cuts;
 pub mod disk;
 pub mod emulator;
 pub mod image;
@@ -19,7 +20,7 @@ pub mod rig;
 
 pub use disk::Disk;
 pub use emulator::{Firmware, Vm};
-pub use image::Flaw;
+pub use image::{Flaw, Kind};
 pub use layout::{Layout, Part, Table};
 pub use parts::Parts;
 pub use rig::Rig;

@@ -49,9 +49,14 @@ impl Parts {
         Some(file)
     }
 
-    /// The kernel.
+    /// The kernel, as loaders start it.
     pub fn kernel(&self) -> PathBuf {
         self.folder.join("vmlinuz")
+    }
+
+    /// The kernel as the emulator starts it: unpacked, which saves the guest half of the time that starting takes.
+    pub fn unpacked_kernel(&self) -> PathBuf {
+        Some(self.folder.join("vmlinux")).filter(|file| file.is_file()).unwrap_or_else(|| self.kernel())
     }
 
     /// A shell and all that goes with it, in one static program.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{Disk, Firmware, Flaw, HOST, Layout, Part, Parts, image};
+use super::{Disk, Firmware, Flaw, HOST, Kind, Layout, Part, Parts, image};
 use crate::scene::{CHANNEL, NAME, Scene};
 
 /// What every machine is ordered first: words for the orders of the story, and becoming a node.
@@ -26,23 +26,24 @@ pub struct Rig {
     pub scene: Scene,
     /// Kernel and programs.
     pub parts: Parts,
+    kind: Kind,
     token: String,
 }
 
 impl Rig {
     /// Starts the server; `None`, loudly, if there are no machines here.
-    pub fn open(test: &str, executable: &str) -> Result<Option<Self>> {
+    pub fn open(test: &str, executable: &str, kind: Kind) -> Result<Option<Self>> {
         let Some(parts) = Parts::find(test)? else { return Ok(None) };
         let scene = Scene::open(executable)?;
         let token = scene.server.token(&[])?;
-        Ok(Some(Self { scene, parts, token }))
+        Ok(Some(Self { scene, parts, kind, token }))
     }
 
     /// The image of a version, made once.
     pub fn image(&self, version: &str, flaw: Flaw) -> Result<PathBuf> {
         let file = self.scene.folder().join(format!("{version}-{flaw:?}.ext4"));
         if !file.exists() {
-            image::make(&self.parts, self.scene.folder(), &format!("{NAME}:{version}"), flaw, &file)?;
+            image::make(&self.parts, self.scene.folder(), self.kind, &format!("{NAME}:{version}"), flaw, &file)?;
         }
         Ok(file)
     }
@@ -62,6 +63,10 @@ impl Rig {
         let state = tempfile::tempdir_in(self.scene.folder())?;
         fs::write(state.path().join("agent.toml"), self.config(activation)?)?;
         fs::write(state.path().join("slots"), "a\n-\n0\n")?;
+        if self.kind == Kind::Small {
+            fs::create_dir(state.path().join("bin"))?;
+            fs::copy(self.parts.agent(self.scene.folder())?, state.path().join("bin/goldsync-agent"))?;
+        }
         disk.put_state(state.path())?;
         Ok(disk)
     }
@@ -80,7 +85,7 @@ impl Rig {
         if !initrd.exists() {
             self.parts.write_initramfs(&initrd)?;
         }
-        Ok(Firmware::Kernel { kernel: self.parts.kernel(), initrd, append: append.to_owned() })
+        Ok(Firmware::Kernel { kernel: self.parts.unpacked_kernel(), initrd, append: append.to_owned() })
     }
 
     /// A story's orders, behind what every machine is ordered.
