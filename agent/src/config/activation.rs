@@ -39,10 +39,19 @@ pub enum Backend {
         /// When what it activates is in use. Default at once.
         effect: Effect,
     },
+    /// GRUB; see `boot::Grub`.
+    Grub {
+        /// Its environment block. Default `/boot/grub/grubenv`.
+        grubenv: PathBuf,
+    },
 }
 
 /// Every back-end's name and the keys that belong to it alone.
-const BACKENDS: &[(&str, &[&str])] = &[("symlink", &["link"]), ("command", &["command", "time_limit", "takes_effect"])];
+const BACKENDS: &[(&str, &[&str])] = &[
+    ("symlink", &["link"]),
+    ("command", &["command", "time_limit", "takes_effect"]),
+    ("grub", &["grubenv"]),
+];
 
 pub(super) fn activation(raw: raw::Activation) -> Result<Activation, ConfigError> {
     let known = || BACKENDS.iter().map(|(name, _)| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
@@ -62,6 +71,7 @@ pub(super) fn activation(raw: raw::Activation) -> Result<Activation, ConfigError
     let cmdline = absolute("activation.cmdline", raw.cmdline.clone().unwrap_or_else(|| "/proc/cmdline".into()))?;
     let backend = match name {
         "symlink" => symlink(raw)?,
+        "grub" => grub(raw)?,
         _ => command(raw)?,
     };
     Ok(Activation { backend, tries, cmdline })
@@ -74,6 +84,7 @@ fn given(raw: &raw::Activation) -> Vec<(&'static str, bool)> {
         ("activation.command", raw.command.is_some()),
         ("activation.time_limit", raw.time_limit.is_some()),
         ("activation.takes_effect", raw.takes_effect.is_some()),
+        ("activation.grubenv", raw.grubenv.is_some()),
     ]
 }
 
@@ -100,6 +111,11 @@ fn command(raw: raw::Activation) -> Result<Backend, ConfigError> {
         }
     };
     Ok(Backend::Command { program, effect })
+}
+
+fn grub(raw: raw::Activation) -> Result<Backend, ConfigError> {
+    let grubenv = raw.grubenv.unwrap_or_else(|| "/boot/grub/grubenv".into());
+    Ok(Backend::Grub { grubenv: absolute("activation.grubenv", grubenv)? })
 }
 
 /// A program that this configuration names.

@@ -57,6 +57,7 @@ pub(super) struct Activation {
     pub(super) command: Option<Vec<String>>,
     pub(super) time_limit: Option<String>,
     pub(super) takes_effect: Option<String>,
+    pub(super) grubenv: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
