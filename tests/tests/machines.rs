@@ -9,7 +9,7 @@
 
 use anyhow::{Result, ensure};
 use goldsync_tests::vm::rig::slot_with;
-use goldsync_tests::vm::{Flaw, Kind, Layout, Rig, Table, Vm, cuts};
+use goldsync_tests::vm::{Flaw, Kind, Layout, Loader, Rig, Table, Vm, cuts};
 
 const LAYOUT: Layout = Layout { table: Table::Mbr, esp: 40, slot: 64, state: 24 };
 
@@ -42,6 +42,60 @@ esac"#,
     ensure!(slot_with(&disk, &second)? == Some("b"), "slot b is not story:2");
     ensure!(disk.state_file("/slots")? == "b\n-\n0\n", "{}", disk.state_file("/slots")?);
     eprintln!("{synced}\n{status}");
+    Ok(())
+}
+
+#[test]
+fn grub_bios() -> Result<()> {
+    told_by_loader("grub_bios", Loader::GrubBios)
+}
+
+#[test]
+fn grub_efi() -> Result<()> {
+    told_by_loader("grub_efi", Loader::GrubEfi)
+}
+
+/// The whole way with a boot loader: an update is started and confirmed; the next image has no init, and the loader goes
+/// back by itself.
+fn told_by_loader(test: &str, loader: Loader) -> Result<()> {
+    let Some(rig) = rig(test)? else { return Ok(()) };
+    rig.release("1", Flaw::None)?;
+    let second = rig.release("2", Flaw::None)?;
+    let layout = Layout { table: loader.table(), ..LAYOUT };
+    let disk = rig.disk("machine", layout, &format!("{}tries = 2\n", loader.activation()))?;
+    let Some(firmware) = loader.install(&rig, test, &disk)? else { return Ok(()) };
+    let orders = rig.orders(
+        r#"
+case $release in
+  story:1) do_or_say node sync --json; say "synced"; again ;;
+  story:2)
+    if [ -e /state/updated-twice ]; then do_or_say node status; say "status $(tr '\n' ';' </tmp/done)"; off; fi
+    do_or_say true
+    say "confirmed"
+    read -r line
+    do_or_say node sync --json
+    touch /state/updated-twice
+    say "synced"
+    again
+    ;;
+esac"#,
+    );
+    let mut vm = Vm::start(&firmware, &disk.path, &orders)?;
+    ensure!(vm.wait("up")? == "story:1 a", "it began with {:?}", vm.marks());
+    vm.wait("synced")?;
+    ensure!(vm.wait("up")? == "story:2 b", "it went on with {:?}", vm.marks());
+    vm.wait("confirmed")?;
+    rig.release("3", Flaw::NoInit)?;
+    vm.type_line("go on")?;
+    vm.wait("synced")?;
+    for attempt in 1..=2 {
+        ensure!(vm.wait("starting")? == "a", "attempt {attempt}: {:?}", vm.marks());
+    }
+    ensure!(vm.wait("up")? == "story:2 b", "it did not go back: {:?}", vm.marks());
+    let status = vm.wait("status")?;
+    vm.off()?;
+    ensure!(slot_with(&disk, &second)? == Some("b"), "slot b is not story:2");
+    eprintln!("{test}: {status}");
     Ok(())
 }
 

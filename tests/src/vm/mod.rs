@@ -4,6 +4,7 @@
 //! Parts      what scripts/make-machines made of Debian's kernel; the agent under test
 //!    ├─▶ image     root file systems with that agent in them: good ones, and broken ones
 //!    └─▶ Disk      a file with a partition table: loader, slot a, slot b, state  (layout: the arithmetic)
+//!           ├─▶ Loader a boot loader, put on it
 //!           └─▶ Vm     the emulator at work on it; its console, line by line  (console: what a line is)
 //! ```
 //! Nothing is mounted and no loop device is used: tools write file systems into files, and read them afterwards. The
@@ -15,6 +16,7 @@ pub mod disk;
 pub mod emulator;
 pub mod image;
 pub mod layout;
+pub mod loader;
 pub mod parts;
 pub mod rig;
 
@@ -22,6 +24,7 @@ pub use disk::Disk;
 pub use emulator::{Firmware, Vm};
 pub use image::{Flaw, Kind};
 pub use layout::{Layout, Part, Table};
+pub use loader::Loader;
 pub use parts::Parts;
 pub use rig::Rig;
 

@@ -11,9 +11,10 @@ use crate::scene::{CHANNEL, NAME, Scene};
 /// What every machine is ordered first: words for the orders of the story, and becoming a node.
 const PREAMBLE: &str = r#"
 node() { goldsync-agent --config /state/agent.toml "$@"; }
-# off and again leave the state partition clean, so that the host can read it.
-off() { sync; umount /state; poweroff -f; }
-again() { sync; umount /state; reboot -f; }
+# off and again leave the file systems clean, so that the host can read it.
+leave() { sync; umount /state; ! grep -q ' /esp ' /proc/mounts || umount /esp; }
+off() { leave; poweroff -f; }
+again() { leave; reboot -f; }
 do_or_say() { "$@" >/tmp/done 2>&1 || { cat /tmp/done >/dev/console; say "stuck $*"; off; }; }
 [ -e /state/goldsync/identity.pem ] || do_or_say node enroll --token TOKEN --name machine
 release=$(cat /etc/release)
