@@ -7,9 +7,13 @@
 //! `scripts/make-machines` makes what is needed, in `$GOLDSYNC_MACHINES`; without that variable every test here says that it
 //! was skipped.
 
+use std::fs;
+use std::path::Path;
+
 use anyhow::{Result, ensure};
+use goldsync_tests::disk::skip;
 use goldsync_tests::vm::rig::slot_with;
-use goldsync_tests::vm::{Flaw, Kind, Layout, Loader, Rig, Table, Vm, cuts};
+use goldsync_tests::vm::{Firmware, Flaw, Kind, Layout, Loader, Part, Rig, Table, Vm, cuts, image};
 
 const LAYOUT: Layout = Layout { table: Table::Mbr, esp: 40, slot: 64, state: 24 };
 
@@ -96,6 +100,69 @@ esac"#,
     vm.off()?;
     ensure!(slot_with(&disk, &second)? == Some("b"), "slot b is not story:2");
     eprintln!("{test}: {status}");
+    Ok(())
+}
+
+/// A block that turned on the disk is not handed to any program of a sealed image; `verify` finds it, and `repair` mends it.
+#[test]
+fn verity_catches_a_turned_block() -> Result<()> {
+    let test = "verity_catches_a_turned_block";
+    let Some(rig) = rig(test)? else { return Ok(()) };
+    let veritysetup = Path::new("/usr/sbin/veritysetup");
+    if !veritysetup.is_file() {
+        skip(test, "veritysetup is not installed; run scripts/install-packages vm");
+        return Ok(());
+    }
+    let image = rig.image("2", Flaw::None)?;
+    let offset = fs::metadata(&image)?.len();
+    let hash = image::seal(&image)?;
+    rig.release("2", Flaw::None)?;
+    let disk = rig.disk("machine", LAYOUT, COMMAND)?;
+    let orders = rig.orders(
+        r#"
+look() {
+  wrong=
+  for file in /usr/share/payload/*; do cat "$file" >/tmp/payload 2>/dev/null || wrong="$wrong $file"; done
+  if [ -z "$wrong" ]; then say "whole"; else say "caught$wrong"; fi
+}
+case $release in
+  story:1) do_or_say node sync --json; say "synced"; off ;;
+  story:2)
+    look
+    node verify >/tmp/done 2>&1
+    say "verified $? $(head -n 1 /tmp/done)"
+    grep -q goldsync.repair /proc/cmdline && { do_or_say node repair; say "repaired"; }
+    off
+    ;;
+esac"#,
+    );
+    let sealed = |slot: &str, more: &str| {
+        let words = format!("goldsync.slot={slot} goldsync.roothash={hash} goldsync.hashoffset={offset} {more}");
+        rig.sealed_kernel(veritysetup, &words)
+    };
+    let start = |firmware: &Firmware| Vm::start(firmware, &disk.path, &orders);
+
+    let mut vm = start(&rig.kernel("goldsync.slot=a")?)?;
+    vm.wait("synced")?;
+    vm.off()?;
+    let mut vm = start(&sealed("b", "")?)?;
+    ensure!(vm.wait("up")? == "story:2 b");
+    vm.wait("whole")?;
+    ensure!(vm.wait("verified")?.starts_with("0 "), "drift in a fresh slot: {:?}", vm.marks());
+    vm.off()?;
+
+    disk.flip(Part::B, image::place_of(&image, "/usr/share/payload/4")?)?;
+    let mut vm = start(&sealed("b", "goldsync.repair")?)?;
+    let wrong = vm.wait("caught")?;
+    ensure!(wrong == "/usr/share/payload/4", "{wrong}");
+    ensure!(vm.wait("verified")?.starts_with("6 "), "verify did not find it: {:?}", vm.marks());
+    vm.wait("repaired")?;
+    vm.off()?;
+    let mut vm = start(&sealed("a", "")?)?;
+    ensure!(vm.wait("up")? == "story:2 a");
+    vm.wait("whole")?;
+    vm.off()?;
+    eprintln!("{test}: {wrong}");
     Ok(())
 }
 

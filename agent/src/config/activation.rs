@@ -47,11 +47,8 @@ pub enum Backend {
 }
 
 /// Every back-end's name and the keys that belong to it alone.
-const BACKENDS: &[(&str, &[&str])] = &[
-    ("symlink", &["link"]),
-    ("command", &["command", "time_limit", "takes_effect"]),
-    ("grub", &["grubenv"]),
-];
+const BACKENDS: &[(&str, &[&str])] =
+    &[("symlink", &["link"]), ("command", &["command", "time_limit", "takes_effect"]), ("grub", &["grubenv"])];
 
 pub(super) fn activation(raw: raw::Activation) -> Result<Activation, ConfigError> {
     let known = || BACKENDS.iter().map(|(name, _)| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");

@@ -71,7 +71,7 @@ pub fn make(parts: &Parts, scratch: &Path, kind: Kind, release: &str, flaw: Flaw
     if kind == Kind::Whole {
         fs::copy(&agent, tree.path().join("usr/bin/goldsync-agent"))?;
         fs::copy(parts.kernel(), tree.path().join("boot/vmlinuz"))?;
-        parts.write_initramfs(&tree.path().join("boot/initrd"))?;
+        parts.write_initramfs(&tree.path().join("boot/initrd"), &[])?;
     }
     let file = fs::File::create(to)?;
     file.set_len(kind.mebibytes() << 20)?;
@@ -124,4 +124,27 @@ fn payload(folder: &Path, release: &str) -> Result<()> {
 fn script(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).with_context(|| format!("chmod {}", path.display()))
+}
+
+/// Appends dm-verity's hash tree to an image, and returns the root hash.
+pub fn seal(image: &Path) -> Result<String> {
+    let size = fs::metadata(image)?.len();
+    let mut format = Command::new("veritysetup");
+    format.env("PATH", super::path()).arg("format").args([image, image]);
+    format.arg(format!("--data-blocks={}", size / 4096)).arg(format!("--hash-offset={size}"));
+    format.args(["--salt=5b7e0b6a1f4339c8", "--uuid=8c1de0a4-52b1-4a5e-bb0b-6f7f6c1a9d03"]);
+    let printed = Run::of(format)?.ok()?.stdout;
+    let file = fs::File::options().write(true).open(image)?;
+    file.set_len(file.metadata()?.len().next_multiple_of(4096))?;
+    let line = printed.lines().find_map(|line| line.strip_prefix("Root hash:"));
+    line.map(|hash| hash.trim().to_owned()).with_context(|| format!("veritysetup printed no root hash:\n{printed}"))
+}
+
+/// Where the first block of a file lies in an image.
+pub fn place_of(image: &Path, file: &str) -> Result<u64> {
+    let mut blocks = Command::new("debugfs");
+    blocks.env("PATH", super::path()).arg("-R").arg(format!("blocks {file}")).arg(image);
+    let printed = Run::of(blocks)?.ok()?.stdout;
+    let first = printed.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
+    first.map(|block| block * 4096).with_context(|| format!("debugfs printed no block of {file}: {printed}"))
 }

@@ -1,5 +1,6 @@
 //! What virtual machines are made of: the files of `scripts/make-machines`, and the agent under test.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -64,11 +65,19 @@ impl Parts {
         self.folder.join("busybox")
     }
 
-    /// Writes the initramfs: the programs, the kernel's modules and their order.
-    pub fn write_initramfs(&self, to: &Path) -> Result<()> {
+    /// Writes the initramfs: the programs, the kernel's modules and their order. `more` are further programs, which bring their
+    /// libraries.
+    pub fn write_initramfs(&self, to: &Path, more: &[&Path]) -> Result<()> {
         let mut archive = Archive::default();
         for folder in ["bin", "modules"] {
             archive.put(folder, 0o040_755, &[]);
+        }
+        for program in more {
+            let name = program.file_name().and_then(|name| name.to_str()).context("a program's name")?;
+            archive.put(&format!("bin/{name}"), 0o100_755, &fs::read(program)?);
+            for library in libraries(program)? {
+                archive.put_with_folders(&library, &fs::read(&library)?)?;
+            }
         }
         archive.put("init", 0o100_755, INITRAMFS.as_bytes());
         archive.put("bin/busybox", 0o100_755, &fs::read(self.busybox())?);
@@ -107,9 +116,24 @@ pub fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
 struct Archive {
     bytes: Vec<u8>,
     entries: u32,
+    folders: BTreeSet<PathBuf>,
 }
 
 impl Archive {
+    /// A program's part at its place on this machine, after the folders that lead there.
+    fn put_with_folders(&mut self, path: &Path, data: &[u8]) -> Result<()> {
+        let place = path.strip_prefix("/")?;
+        let mut folders: Vec<_> = place.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty()).collect();
+        folders.reverse();
+        for folder in folders {
+            if self.folders.insert(folder.to_owned()) {
+                self.put(folder.to_str().context("a path as text")?, 0o040_755, &[]);
+            }
+        }
+        self.put(place.to_str().context("a path as text")?, 0o100_755, data);
+        Ok(())
+    }
+
     fn put(&mut self, name: &str, mode: u32, data: &[u8]) {
         self.entries += 1;
         // inode, mode, uid, gid, links, time, size, two devices of two numbers, the name's length, no checksum

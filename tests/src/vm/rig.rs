@@ -83,10 +83,16 @@ impl Rig {
     /// The kernel and the initramfs, loaded by the emulator.
     pub fn kernel(&self, append: &str) -> Result<Firmware> {
         let initrd = self.scene.folder().join("initrd");
-        if !initrd.exists() {
-            self.parts.write_initramfs(&initrd)?;
-        }
+        self.parts.write_initramfs(&initrd, &[])?;
         Ok(Firmware::Kernel { kernel: self.parts.unpacked_kernel(), initrd, append: append.to_owned() })
+    }
+
+    /// The same, with dm-verity between the slot and the machine.
+    pub fn sealed_kernel(&self, veritysetup: &Path, append: &str) -> Result<Firmware> {
+        let initrd = self.scene.folder().join("initrd-verity");
+        self.parts.write_initramfs(&initrd, &[veritysetup])?;
+        let append = format!("goldsync.load=verity {append}");
+        Ok(Firmware::Kernel { kernel: self.parts.unpacked_kernel(), initrd, append })
     }
 
     /// A story's orders, behind what every machine is ordered.

@@ -186,7 +186,8 @@ mod tests {
 
     /// Bytes that look like a block.
     fn nearly() -> impl Strategy<Value = Vec<u8>> {
-        let bytes = vec(prop_oneof![Just(b'\n'), Just(b'='), Just(b'\\'), Just(b'#'), Just(b'x'), any::<u8>()], 0..1200);
+        let bytes =
+            vec(prop_oneof![Just(b'\n'), Just(b'='), Just(b'\\'), Just(b'#'), Just(b'x'), any::<u8>()], 0..1200);
         bytes.prop_map(|mut bytes| {
             bytes.splice(0..0, SIGNATURE.iter().copied());
             bytes.resize(SIZE, b'#');
