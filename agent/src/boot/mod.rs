@@ -11,11 +11,14 @@
 //!                                          └ three starts came to nothing: the boot loader itself goes back to a
 //! ```
 //!
-//! | back-end  | active is                           | the atomic step                            | takes effect |
-//! |-----------|-------------------------------------|--------------------------------------------|--------------|
-//! | `symlink` | what a link points at               | rename(2) of a new link over the old one   | at once      |
-//! | `command` | what a site's own program says      | the program's duty                         | as it says   |
-//! | `grub`    | what the machine was started from   | one sector of GRUB's environment block     | at restart   |
+//! | back-end       | active is                      | the atomic step                                | takes effect |
+//! |----------------|--------------------------------|------------------------------------------------|--------------|
+//! | `symlink`      | what a link points at          | rename(2) of a new link over the old one       | at once      |
+//! | `command`      | what a site's own program says | the program's duty                             | as it says   |
+//! | `grub`         | what the machine runs from     | one sector of GRUB's environment block         | at restart   |
+//! | `systemd-boot` | the same                       | a new entry's name on the EFI system partition | at restart   |
+//! | `uboot`        | the same                       | the other copy of U-Boot's environment         | at restart   |
+//! | `uefi`         | the same                       | one variable of the firmware                   | at restart   |
 //!
 //! Each is a file of its own, an `impl Activation`, an arm in [`open`] and a page in `docs/boot/`. Trials, health and the way back
 //! are the same for all of them and live in `trial` and `health`, not here.
@@ -36,12 +39,22 @@ mod booted;
 mod command;
 mod formats;
 mod grub;
+mod inside;
+mod kernel;
+mod options;
 mod symlink;
+mod systemd_boot;
+mod uboot;
+mod uefi;
 
 pub use booted::Booted;
 pub use command::Command;
 pub use grub::Grub;
+pub use options::Template;
 pub use symlink::Symlink;
+pub use systemd_boot::SystemdBoot;
+pub use uboot::Uboot;
+pub use uefi::Uefi;
 
 /// A way to say which slot is active. Calls block.
 pub trait Activation: Send + Sync {
@@ -162,6 +175,9 @@ pub fn open(config: &Config) -> Box<dyn Activation> {
         Backend::Symlink { link } => Box::new(Symlink::new(link.clone(), &config.slots)),
         Backend::Command { program, effect } => Box::new(Command::new(program.clone(), *effect, &config.slots)),
         Backend::Grub { grubenv } => Box::new(Grub::new(grubenv.clone(), booted())),
+        Backend::SystemdBoot(settings) => Box::new(SystemdBoot::new(settings, &config.slots, booted())),
+        Backend::Uboot { env_config, single } => Box::new(Uboot::new(env_config.clone(), *single, booted())),
+        Backend::Uefi { efivars, entries } => Box::new(Uefi::new(efivars.clone(), entries.clone(), booted())),
     }
 }
 

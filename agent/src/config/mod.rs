@@ -32,7 +32,7 @@ mod keys;
 mod load;
 mod raw;
 
-pub use activation::{Activation, Backend};
+pub use activation::{Activation, Backend, Kernel, SystemdBoot};
 pub use load::Where;
 
 /// The UDP port of a server that names none.
