@@ -19,7 +19,8 @@ use crate::programs::Run;
 pub struct Disk {
     /// The file.
     pub path: PathBuf,
-    layout: Layout,
+    /// How it is divided.
+    pub layout: Layout,
 }
 
 impl Disk {

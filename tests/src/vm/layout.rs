@@ -10,6 +10,10 @@ use std::ops::Range;
 const MEBIBYTE: u64 = 1 << 20;
 const SECTOR: u64 = 512;
 
+/// The UUID of every ESP here, as firmware writes it in a device's path.
+pub const ESP_UUID: [u8; 16] =
+    [0x52, 0x1c, 0x5a, 0x3f, 0x0e, 0x7a, 0x5b, 0x4c, 0x9a, 0x55, 0x6d, 0x2f, 0x2b, 0x0c, 0x7e, 0x11];
+
 /// The kind of partition table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
@@ -100,7 +104,7 @@ impl Layout {
         match (self.table, part) {
             (Table::Mbr, Part::Esp) => "ef, bootable",
             (Table::Mbr, _) => "83",
-            (Table::Gpt, Part::Esp) => "U",
+            (Table::Gpt, Part::Esp) => "U, uuid=3F5A1C52-7A0E-4C5B-9A55-6D2F2B0C7E11",
             (Table::Gpt, Part::A) => "L, name=slot-a",
             (Table::Gpt, Part::B) => "L, name=slot-b",
             (Table::Gpt, Part::State) => "L, name=state",
