@@ -381,6 +381,19 @@ mod tests {
     }
 
     #[test]
+    fn the_packaged_script_is_one_and_knows_our_variables() {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/grub/goldsync.cfg");
+        let text = fs::read_to_string(&script).unwrap();
+        let loaded = format!("load_env --skip-sig --file $goldsync_env {SLOT} {TRIES} {GOOD}\n");
+        assert!(text.contains(&loaded) && text.contains(&format!("$prefix/{GOOD_FILE}")));
+        let Ok(checked) = std::process::Command::new("grub-script-check").arg(&script).output() else {
+            eprintln!("skipped: grub-script-check is not installed (package grub-common)");
+            return;
+        };
+        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    }
+
+    #[test]
     fn what_changes_lies_in_the_first_sector() {
         let bench = Bench::new(Some(A));
         bench.grub.retire(B).unwrap();

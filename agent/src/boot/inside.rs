@@ -82,6 +82,67 @@ mod tests {
         assert_eq!(file_system(&[0x53]), None);
     }
 
+    /// Runs a program that may be missing; its output, if it was there and succeeded.
+    fn run(program: &str, arguments: &[&str]) -> Option<String> {
+        let done = std::process::Command::new(program).args(arguments).output().ok()?;
+        done.status.success().then(|| String::from_utf8_lossy(&done.stdout).trim().to_owned())
+    }
+
+    /// A loop device, given back at the end.
+    struct Loop(String);
+
+    impl Drop for Loop {
+        fn drop(&mut self) {
+            let _ = run("losetup", &["-d", &self.0]);
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_out_of_a_file_system_that_is_mounted_nowhere_and_stays_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let tree = folder.path().join("tree");
+        std::fs::create_dir_all(tree.join("boot")).unwrap();
+        std::fs::write(tree.join("boot/vmlinuz-6.1"), "the kernel").unwrap();
+        // Absolute, as in Debian: it must not lead to this machine's own.
+        std::os::unix::fs::symlink("/boot/vmlinuz-6.1", tree.join("vmlinuz")).unwrap();
+        std::os::unix::fs::symlink("../../../etc/hostname", tree.join("out")).unwrap();
+        let (tree, image) = (tree.display().to_string(), folder.path().join("image"));
+        let path = image.display().to_string();
+        for make in [
+            vec!["mkfs.ext4", "-q", "-d", &tree, &path, "8M"],
+            vec!["mkfs.erofs", "-q", &path, &tree],
+            vec!["mksquashfs", &tree, &path, "-quiet", "-noappend"],
+        ] {
+            let _ = std::fs::remove_file(&image);
+            let device = run(make[0], &make[1..]).and_then(|_| run("losetup", &["-f", "--show", &path])).map(Loop);
+            let Some(device) = device else {
+                eprintln!("skipped: {} or a loop device is not to be had", make[0]);
+                continue;
+            };
+            let before = std::fs::read(&image).unwrap();
+            let slot = Path::new(&device.0);
+            let mut file = match open(slot, Path::new("/vmlinuz")) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    eprintln!("skipped: mounting needs root");
+                    return;
+                }
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => {
+                    eprintln!("skipped: this kernel has no {}", make[0]);
+                    continue;
+                }
+                opened => opened.unwrap(),
+            };
+            let mut text = String::new();
+            file.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "the kernel", "{}", make[0]);
+            assert_eq!(open(slot, Path::new("/out")).unwrap_err().kind(), io::ErrorKind::NotFound);
+            assert!(!std::fs::read_to_string("/proc/mounts").unwrap().contains(&device.0));
+            drop(file);
+            drop(device);
+            assert_eq!(std::fs::read(&image).unwrap(), before, "{} was not written", make[0]);
+        }
+    }
+
     #[test]
     fn a_file_is_no_device_and_the_cure_is_named() {
         let folder = tempfile::tempdir().unwrap();

@@ -36,13 +36,14 @@ pub(super) struct Kernels {
 }
 
 /// What a boot entry says: a key (`linux`, `efi`, `initrd`) and a path from the ESP's root.
-pub(super) type Lines = Vec<(&'static str, String)>;
+type Lines = Vec<(&'static str, String)>;
 
 /// One file to be copied.
 struct Copied {
     key: &'static str,
     file: PathBuf,
     name: String,
+    digest: blake3::Hash,
     length: u64,
     there: bool,
 }
@@ -97,7 +98,7 @@ impl Kernels {
             // A copy that rotted is made again.
             let there = File::open(self.folder().join(&name)).and_then(self::digest);
             let there = there.is_ok_and(|there| there == (digest, length));
-            Ok(Copied { key, file: file.to_owned(), name, length, there })
+            Ok(Copied { key, file: file.to_owned(), name, digest, length, there })
         };
         files.into_iter().map(copied).collect()
     }
@@ -131,6 +132,11 @@ impl Kernels {
             file.sync_all()
         };
         write().map_err(failed("writing", &beside))?;
+        let (written, _) = File::open(&beside).and_then(digest).map_err(failed("reading back", &beside))?;
+        if written != copy.digest {
+            let why = "what was read from the slot the second time is not what it was the first time";
+            return Err(failed("copying", &copy.file)(io::Error::other(why)));
+        }
         remove(&path)?;
         fs::rename(&beside, &path).map_err(failed("naming", &path))?;
         // On FAT, where a file lies is written with the file and not with its folder.

@@ -100,8 +100,8 @@ fn value(name: &str, values: &Values<'_>) -> Result<String, String> {
 fn partition_uuid(path: &Path) -> Option<String> {
     let number = fs::metadata(path).ok()?.rdev();
     let device = Identity::of(path).ok()?;
-    let links = fs::read_dir("/dev/disk/by-partuuid").into_iter().flatten().flatten();
-    let by_link = links.filter(|link| Identity::of(&link.path()).is_ok_and(|found| found == device)).next();
+    let mut links = fs::read_dir("/dev/disk/by-partuuid").into_iter().flatten().flatten();
+    let by_link = links.find(|link| Identity::of(&link.path()).is_ok_and(|found| found == device));
     if let Some(link) = by_link {
         return link.file_name().into_string().ok();
     }

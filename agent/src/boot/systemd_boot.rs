@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use super::formats::entry::{self, Name, Text};
 use super::formats::load_option;
 use super::inside::OpenInSlot;
-use super::kernel::{Kernels, Lines, remove};
+use super::kernel::{Kernels, remove};
 use super::options::{Template, Values};
 use super::{Activation, ActivationError, Booted, Effect, Holds, Look, inside};
 use crate::config::{Slots, SystemdBoot as Settings};
@@ -141,12 +141,10 @@ impl SystemdBoot {
     }
 
     fn entry(&self, path: PathBuf, name: Name) -> Result<Entry, ActivationError> {
-        let mut body = Vec::new();
-        let read = File::open(&path).and_then(|file| file.take(entry::TEXT_MAX).read_to_end(&mut body));
-        read.map_err(failed("reading", &path))?;
-        let body = String::from_utf8_lossy(&body).into_owned();
+        let body = read(&path).map_err(failed("reading", &path))?;
         let text = Text::read(&body);
-        let starts = text.loaded.as_ref().is_some_and(|loaded| self.esp.join(loaded.trim_start_matches('/')).is_file());
+        let loaded = text.loaded.as_ref().map(|loaded| loaded.replace('\\', "/"));
+        let starts = loaded.is_some_and(|loaded| self.esp.join(loaded.trim_start_matches('/')).is_file());
         let ours = owner(&name.stem);
         Ok(Entry { path, name, body, text, ours, starts })
     }
@@ -159,11 +157,11 @@ impl SystemdBoot {
             return Ok(Some(told));
         }
         let path = self.esp.join("loader/loader.conf");
-        match fs::read_to_string(&path) {
+        match read(&path) {
             Ok(text) => {
                 let values = text.lines().filter_map(|line| line.trim().strip_prefix("default"));
-                let values = values.filter(|value| value.starts_with([' ', '\t']));
-                Ok(values.last().map(|value| value.trim().to_owned()))
+                let mut values = values.filter(|value| value.starts_with([' ', '\t']));
+                Ok(values.next_back().map(|value| value.trim().to_owned()))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed("reading", &path)(error)),
@@ -182,12 +180,11 @@ impl SystemdBoot {
         ours.map(version).max().unwrap_or(0).saturating_add(1)
     }
 
-    /// An entry that is not there yet.
-    fn planned(&self, slot: SlotName, number: u64, tries: u8, lines: &Lines, body: String) -> Entry {
-        let name =
-            Name { stem: format!("goldsync-{slot}-{number}"), tries: (tries > 0).then_some((u32::from(tries), 0)) };
-        let lines: String = lines.iter().map(|(key, path)| format!("{key:<8} {path}\n")).collect();
-        let body = format!("{body}sort-key goldsync\nversion  {number}\n{lines}");
+    /// An entry that is not there yet; its kernel is still to be named.
+    fn planned(&self, slot: SlotName, number: u64, tries: u8, head: &str) -> Entry {
+        let tries = (tries > 0).then_some((u32::from(tries), 0));
+        let name = Name { stem: format!("goldsync-{slot}-{number}"), tries };
+        let body = format!("{head}sort-key goldsync\nversion  {number}\n");
         let path = self.folder().join(name.file());
         Entry { path, text: Text::read(&body), name, body, ours: Some((slot, number)), starts: true }
     }
@@ -252,11 +249,10 @@ impl SystemdBoot {
         let other = self.booted.slot()?.filter(|active| tries > 0 && *active != slot);
         let falls_back = |other: SlotName| entries.iter().any(|e| e.of(other) && e.starts && e.left() != Some(0));
         if let Some(other) = other.filter(|other| !falls_back(*other)) {
-            let lines = self.kernels.bring(self.slots.path(other))?;
-            plan.push(self.planned(other, number, 0, &lines, self.head(other, None)?));
+            plan.push(self.planned(other, number, 0, &self.head(other, None)?));
         }
-        let (head, lines) = (self.head(slot, Some(holds))?, self.kernels.bring(self.slots.path(slot))?);
-        plan.push(self.planned(slot, number.saturating_add(plan.len() as u64), tries, &lines, head));
+        let number = number.saturating_add(plan.len() as u64);
+        plan.push(self.planned(slot, number, tries, &self.head(slot, Some(holds))?));
         Ok(plan)
     }
 
@@ -277,6 +273,13 @@ impl SystemdBoot {
             _ => Ok(()),
         }
     }
+}
+
+/// A loader's text, up to where no loader's text is any more.
+fn read(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(entry::TEXT_MAX).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn content(path: &Path, problem: String) -> ActivationError {
@@ -305,8 +308,12 @@ impl Activation for SystemdBoot {
         let entries = self.entries()?;
         let plan = self.plan(&entries, slot, holds, tries)?;
         self.check_first(&entries, &plan)?;
-        for entry in &plan {
-            self.write(entry)?;
+        for mut entry in plan {
+            let owner = entry.ours.map_or(slot, |(owner, _)| owner);
+            for (key, path) in self.kernels.bring(self.slots.path(owner))? {
+                entry.body.push_str(&format!("{key:<8} {path}\n"));
+            }
+            self.write(&entry)?;
         }
         self.remove(&entries, |entry| entry.of(slot))?;
         self.sweep()

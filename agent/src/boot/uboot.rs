@@ -424,6 +424,29 @@ mod tests {
     }
 
     #[test]
+    fn the_packaged_environment_starts_slot_a() {
+        let bench = Bench::new(Some(A));
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/uboot/goldsync.txt");
+        let (made, script) = (bench.machine.path("env").display().to_string(), script.display().to_string());
+        let made_by =
+            std::process::Command::new("mkenvimage").args(["-r", "-s", "0x4000", "-o", &made, &script]).output();
+        let Ok(done) = made_by else {
+            eprintln!("skipped: mkenvimage is not installed (package u-boot-tools)");
+            return;
+        };
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        fs::write(bench.machine.path("config"), format!("{made} 0 0x2000\n{made} 0x2000 0x2000")).unwrap();
+        let bytes = fs::read(&made).unwrap();
+        let copy = Copy::read(&bytes, true).unwrap();
+        assert_eq!(State::read(&copy.variables), State::settled(Some(A)));
+        // Both copies, of half the size each.
+        let half = copy.write(0x2000).unwrap();
+        fs::write(&made, [half.clone(), half].concat()).unwrap();
+        bench.uboot.activate(B, &holds(), 3).unwrap();
+        assert_eq!(bench.look(), (Some(A), Some(B), Some(3)));
+    }
+
+    #[test]
     fn a_single_copy_must_be_asked_for() {
         let machine = Machine::new(Some(A));
         let file = machine.path("uboot.env");

@@ -11,6 +11,9 @@
 
 use std::cmp::Ordering;
 
+/// The longest pattern that is compared; what systemd-boot compares with is a name.
+const PATTERN_MAX: usize = 1 << 10;
+
 /// The most of an entry's file that is read. What loaders and people write is below 4 KiB.
 pub const TEXT_MAX: u64 = 64 << 10;
 
@@ -83,7 +86,7 @@ impl Text {
     pub fn read(text: &str) -> Self {
         let mut read = Self::default();
         for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
-            let Some((key, value)) = line.split_once(|c: char| c == ' ' || c == '\t') else { continue };
+            let Some((key, value)) = line.split_once([' ', '\t']) else { continue };
             let value = value.trim().to_owned();
             match key {
                 "sort-key" => read.sort_key = Some(value),
@@ -179,6 +182,9 @@ fn numbers(a: &[u8], b: &[u8]) -> Ordering {
 
 /// Whether `name` is what a pattern of `loader.conf` means: `*` is any text, `?` one character, `[...]` one of them.
 pub fn matches(pattern: &str, name: &str) -> bool {
+    if pattern.len() > PATTERN_MAX {
+        return false;
+    }
     let (pattern, name): (Vec<char>, Vec<char>) =
         (pattern.to_ascii_lowercase().chars().collect(), name.to_ascii_lowercase().chars().collect());
     let (mut p, mut n) = (0, 0);

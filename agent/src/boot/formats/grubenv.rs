@@ -57,8 +57,8 @@ impl Block {
 
     /// A variable's value; of several the last, which is the one that stays when GRUB loads them.
     pub fn get(&self, name: &str) -> Option<Vec<u8>> {
-        let values = self.lines.iter().filter_map(|line| value(line, name));
-        values.last().map(unescape)
+        let mut values = self.lines.iter().filter_map(|line| value(line, name));
+        values.next_back().map(unescape)
     }
 
     /// Puts these variables before all others, in this order. Values of the same length as before move nothing.

@@ -177,6 +177,7 @@ fn a_loader_that_would_start_another_entry_is_told_before_anything_changes() {
     bench.put("EFI/vmlinuz", "debian's");
     bench.put("loader/entries/debian.conf", "sort-key debian\nlinux /EFI/vmlinuz\n");
     bench.put("loader/loader.conf", "default debian*\n");
+    bench.install(B, "2");
     let before = bench.whole();
     let refused = |cause: &str| {
         let error = bench.boot.activate(B, &holds(), 3).unwrap_err().to_string();
