@@ -18,6 +18,8 @@
 //! disk       small file systems and loop devices       stamp    was anything written?
 //! simdisk    a simulated disk under a Machine: power cuts after any operation, errors, rot
 //! ```
+//! *A virtual machine* ([`vm`]), for the stories that need a boot loader, a kernel, or a plug to pull.
+//!
 //! Everything lies in one scratch folder and listens on loopback, on ports that the kernel chose. A process that is
 //! still running when its owner is dropped is killed. What a program printed is part of every complaint. The second kind
 //! panics when the harness itself fails: a test that cannot be set up is a failed test. `GOLDSYNC_TESTS_KEEP=1` keeps its
@@ -41,6 +43,7 @@ pub mod server;
 pub mod simdisk;
 pub mod stamp;
 pub mod tools;
+pub mod vm;
 pub mod wait;
 
 pub use fleet::Fleet;
