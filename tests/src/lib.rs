@@ -16,6 +16,7 @@
 //!                                                   Liar has the fleet's CA and lies  ┘
 //! Image      made from a seed, and changed by one      damage   what happens to bytes on disks
 //! disk       small file systems and loop devices       stamp    was anything written?
+//! net        a namespace and a cable to it
 //! ```
 //! Everything lies in one scratch folder and listens on loopback, on ports that the kernel chose. A process that is
 //! still running when its owner is dropped is killed. What a program printed is part of every complaint. The second kind
@@ -30,6 +31,7 @@ pub mod image;
 pub mod images;
 pub mod liar;
 pub mod machine;
+pub mod net;
 pub mod node;
 pub mod operator;
 pub mod programs;
@@ -48,6 +50,6 @@ pub use machine::Machine;
 pub use node::Node;
 pub use operator::Operator;
 pub use programs::{Programs, Run};
-pub use proxy::Proxy;
+pub use proxy::{Proxy, Way};
 pub use server::Server;
 pub use wait::eventually;

@@ -113,7 +113,7 @@ impl Work {
             Some(release) => update::install(&mut ctx, release).await,
             None => update::download(&mut ctx).await,
         };
-        let (check, account) = self.noted(done)?;
+        let (check, account) = self.noted(done, &link).await?;
         if account.is_some() {
             self.farewell(&link).await;
         }
@@ -177,14 +177,14 @@ impl Work {
     /// `sync`
     pub async fn sync(&self) -> Result<(), Failure> {
         let (mut ctx, link) = self.online().await?;
-        let outcome = self.noted(update::sync(&mut ctx).await)?;
+        let outcome = self.noted(update::sync(&mut ctx).await, &link).await?;
         self.over(&ctx, &link, outcome, "runs already; nothing was fetched and nothing written").await
     }
 
     /// `repair`
     pub async fn repair(&self) -> Result<(), Failure> {
         let (mut ctx, link) = self.online().await?;
-        let outcome = self.noted(drift::repair(&mut ctx).await)?;
+        let outcome = self.noted(drift::repair(&mut ctx).await, &link).await?;
         self.over(&ctx, &link, outcome, "has not drifted; nothing to repair").await
     }
 
@@ -241,18 +241,21 @@ impl Work {
         Ok((self.node.context(Some(link.clone()), self.ui.events(), self.stop.clone())?, link))
     }
 
-    /// Remembers a failure, for `status` and the fleet's roster; being busy or interrupted is none.
-    fn noted<T>(&self, done: Result<T, UpdateError>) -> Result<T, Failure> {
-        done.map_err(|error| {
-            let failure = Failure::from(error);
-            if ![75, super::failure::INTERRUPTED].contains(&failure.code) {
-                let outcome = Outcome::Failed { error: failure.message.clone() };
-                if let Err(error) = remember(&self.node, &outcome) {
-                    tracing::error!(%error, "the outcome could not be recorded");
-                }
+    /// Remembers a failure, for `status`, and tells the fleet's roster; being busy or interrupted is none.
+    async fn noted<T>(&self, done: Result<T, UpdateError>, link: &Link) -> Result<T, Failure> {
+        let failure = match done {
+            Ok(done) => return Ok(done),
+            Err(error) => Failure::from(error),
+        };
+        if ![75, super::failure::INTERRUPTED].contains(&failure.code) {
+            let outcome = Outcome::Failed { error: failure.message.clone() };
+            if let Err(error) = remember(&self.node, &outcome) {
+                tracing::error!(%error, "the outcome could not be recorded");
             }
-            failure
-        })
+            self.farewell(link).await;
+            link.close().await;
+        }
+        Err(failure)
     }
 
     /// The end of `sync` and `repair`.

@@ -8,7 +8,7 @@ const KEYS: &[(&str, &[&str])] = &[
     ("slots", &["a", "b", "size"]),
     ("activation", &["backend", "tries", "cmdline", "link", "command", "time_limit", "takes_effect"]),
     ("schedule", &["cron", "splay", "time_zone"]),
-    ("limits", &["threads", "scan_budget", "prefer"]),
+    ("limits", &["threads", "scan_budget", "prefer", "silence", "slowest"]),
 ];
 
 /// The first key of `table` that is not known, and what to write instead.
