@@ -59,9 +59,9 @@ impl Scene {
     }
 
     /// The node's last error as `status` shows it and as the server heard it.
-    async fn told_everybody(&self, words: &[&str]) {
-        let status = self.node.agent(&["status"]).await.ok().out;
-        let fleet = self.fleet.operator.node("n1").await.expect("n1");
+    async fn told_everybody(&self, node: &Machine, words: &[&str]) {
+        let status = node.agent(&["status"]).await.ok().out;
+        let fleet = self.fleet.operator.node(&node.name).await.expect("a node");
         let report = fleet["report"]["error"].as_str().unwrap_or_default().to_owned();
         for word in words {
             assert!(status.contains("failed") && status.contains(word), "{word}: {status}");
@@ -273,7 +273,7 @@ async fn a_line_that_drips() {
     let words = ["slow retrieval", "B/s arrived while", "`limits.slowest` is 64 KiB/s over 3 s", "try another network"];
     scene.node.agent(&["sync"]).await.fails(4, &words);
     scene.untouched();
-    scene.told_everybody(&words).await;
+    scene.told_everybody(&scene.node, &words).await;
     scene.proxy.heal();
     scene.node.sync().await.updated();
     scene.arrived();
@@ -292,10 +292,13 @@ async fn a_server_that_drips() {
         ("grain hashes", |request| matches!(request, Request::GrainHashes { .. })),
         ("grains", |request| matches!(request, Request::Grains { .. })),
     ];
+    let mut empty = scene.fleet.node("n2").await;
+    empty.more = scene.node.more.clone();
     for (what, drips) in kinds {
-        // Without a plan a node goes by the signature, and asks for grains and blocks; what it holds already it does not ask for.
+        // Without a plan a node goes by the signature, and asks for grains, or for blocks if it has nothing to look in.
         let without_plan = matches!(what, "blocks" | "grain hashes" | "grains");
-        let liar = Liar::between(&scene.node, &scene.fleet, move |request| match request {
+        let node = if what == "blocks" { &empty } else { &scene.node };
+        let liar = Liar::between(node, &scene.fleet, move |request| match request {
             request if drips(request) => Say::Drip(Duration::from_millis(50)),
             Request::Plan { .. } if without_plan => {
                 let refusal = goldsync_proto::refusal::Refusal::new(goldsync_proto::refusal::Reason::Busy, "not now");
@@ -303,11 +306,11 @@ async fn a_server_that_drips() {
             }
             _ => Say::Truth,
         });
-        let node = scene.node.by(liar.address());
+        let node = node.by(liar.address());
         let ran = node.agent(&["sync"]).await.fails(4, &["slow retrieval", "`limits.slowest` is 1 KiB/s over 1 s"]);
         println!("{what}: {}", ran.err.trim());
         scene.untouched();
-        scene.told_everybody(&["slow retrieval"]).await;
+        scene.told_everybody(&node, &["slow retrieval"]).await;
     }
     scene.node.by(scene.fleet.quic()).sync().await.updated();
     scene.arrived();

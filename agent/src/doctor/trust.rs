@@ -98,7 +98,7 @@ pub(super) async fn server(config: Config, stop: CancellationToken) -> Finding {
                     Verdict::UpToDate => format!("the channel is at {release}, which runs"),
                     Verdict::Staged => format!("the channel is at {release}, which is staged"),
                     Verdict::Update => format!("the channel is at {release}, which an update would go to"),
-                Verdict::Held => format!("the channel is at {release}, which is held back here"),
+                    Verdict::Held => format!("the channel is at {release}, which is held back here"),
                 },
             )
         }
