@@ -65,6 +65,7 @@ impl Finding {
     /// An error of another room: what is wrong stands before its first semicolon, what helps after it.
     fn error(check: &'static str, error: &impl fmt::Display, cure: &str) -> Self {
         let text = error.to_string();
+        let text = text.strip_prefix("configuration: ").unwrap_or(&text);
         match text.split_once("; ") {
             Some((says, cure)) => Self::stops(check, says, cure),
             None => Self::stops(check, text, cure),
@@ -110,7 +111,8 @@ impl fmt::Display for Report {
         match (self.stops, self.warnings) {
             (0, 0) => write!(f, "nothing would stop an update here"),
             (0, warnings) => write!(f, "nothing would stop an update here; {warnings} to know of"),
-            (stops, _) => write!(f, "{stops} would stop an update or the way back"),
+            (1, _) => write!(f, "one thing would stop an update or the way back"),
+            (stops, _) => write!(f, "{stops} things would stop an update or the way back"),
         }
     }
 }
@@ -164,37 +166,36 @@ async fn known(config: &Config, look: &Look) -> Vec<Finding> {
 mod tests {
     use super::*;
 
-    fn broken(text: &str) -> Report {
+    /// Examines a machine with this configuration, in which HERE is a folder of its own.
+    fn examined(text: &str, ask: bool) -> (Report, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("agent.toml");
         std::fs::write(&file, text.replace("HERE", &folder.path().display().to_string())).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(examine(&Where::File(file), false, CancellationToken::new()))
+        (runtime.block_on(examine(&Where::File(file), ask, CancellationToken::new())), folder)
     }
 
     #[test]
     fn a_configuration_that_cannot_be_used_is_all_that_is_said() {
-        let report = broken("chanel = \"qa\"");
+        let (report, _) = examined("chanel = \"qa\"", true);
         let [finding] = report.findings.as_slice() else { panic!("{report}") };
         assert_eq!((finding.check, finding.verdict, report.stops), ("config", Verdict::Stops, 1));
         assert!(finding.says.contains("unknown key `chanel`"), "{report}");
         assert_eq!(finding.cure.as_deref(), Some("did you mean `channel`?"));
         let text = report.to_string();
         assert!(
-            text.contains("STOPS    config") && text.contains("-> did you mean") && text.contains("1 would stop"),
+            text.contains("STOPS    config")
+                && text.contains("-> did you mean")
+                && text.contains("one thing would stop"),
             "{text}"
         );
     }
 
     #[test]
     fn a_new_machine_is_told_to_enrol_and_nothing_is_made() {
-        let folder = tempfile::tempdir().unwrap();
         let text = "channel = \"qa\"\nstate = \"HERE/state\"\n[slots]\na = \"HERE/a\"\nb = \"HERE/b\"\n\
                     [activation]\nbackend = \"symlink\"\nlink = \"HERE/current\"\n";
-        let file = folder.path().join("agent.toml");
-        std::fs::write(&file, text.replace("HERE", &folder.path().display().to_string())).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let report = runtime.block_on(examine(&Where::File(file), true, CancellationToken::new()));
+        let (report, folder) = examined(text, true);
         assert_eq!(report.stops, 1, "{report}");
         let stop = report.findings.iter().find(|finding| finding.verdict == Verdict::Stops).unwrap();
         assert!(stop.check == "identity" && stop.cure.as_ref().unwrap().contains("enroll"), "{report}");

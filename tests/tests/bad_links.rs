@@ -11,6 +11,7 @@ use goldsync_tests::disk::skip;
 use goldsync_tests::image::MIB;
 use goldsync_tests::net::Net;
 use goldsync_tests::proxy::Tally;
+use goldsync_tests::seed::Seed;
 use goldsync_tests::{Fleet, Image, Liar, Machine, Proxy, Say, Way, eventually};
 
 /// What two runs may fetch twice; see `interruption.rs`.
@@ -134,6 +135,44 @@ async fn every_kind_of_bad_line() {
         assert!(happened(tally), "{what}: {tally:?}");
         println!("{what}: {} bytes received, {tally:?}", account.received);
     }
+}
+
+/// Goal: whatever a seed draws (loss, delay, jitter, rate, other ports, a stall), a run comes through, or ends with exit code 4 and the old
+/// image; then the line is healed, and the next run comes through. `GOLDSYNC_TESTS_LINES` says how many lines are drawn.
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_drawn_by_seed() {
+    let lines = std::env::var("GOLDSYNC_TESTS_LINES").map_or(5, |text| text.parse().expect("GOLDSYNC_TESTS_LINES"));
+    let scene = Scene::new(190, 2, "silence = \"3 s\"\nslowest = \"1 KiB/s over 5 s\"").await;
+    let mut failed = 0;
+    for number in 0..lines {
+        let mut seed = Seed::new(number);
+        let ms = |seed: &mut Seed, most| Duration::from_millis(seed.below(most));
+        let line = &scene.proxy;
+        line.lose(seed.below(80) as f64 / 1000.0, number);
+        line.delay(ms(&mut seed, 20));
+        line.jitter(ms(&mut seed, 20), number);
+        line.rate([u64::MAX, 10_000_000, 1_000_000][seed.below(3) as usize]);
+        if seed.happens(0.5) {
+            line.rebind_after(seed.below(2 * MIB as u64));
+        }
+        if seed.happens(0.3) {
+            let (way, at) = if seed.happens(0.5) { (Way::Up, 6_000) } else { (Way::Down, 2 * MIB as u64) };
+            line.stall_after(way, seed.below(at));
+        }
+        let ran = scene.node.agent(&["sync"]).await;
+        if ran.code != Some(0) {
+            failed += 1;
+            let ran = ran.fails(4, &["127.0.0.1"]);
+            assert!(!ran.err.contains("panic"), "line {number}: {}", ran.err);
+            scene.untouched();
+            line.heal();
+            scene.node.sync().await.updated();
+        }
+        scene.arrived();
+        line.heal();
+        scene.begin_again().await;
+    }
+    println!("{lines} lines, {failed} runs given up: {:?}", scene.proxy.tally());
 }
 
 /// Goal: a line that does not carry what QUIC needs (1200 bytes) is an error that says so, at once.

@@ -144,7 +144,7 @@ pub enum ConfigError {
     },
     /// There is none.
     #[error(
-        "configuration: no agent.toml in {places}; write one (there is an example in the package's documentation), or name one with --config"
+        "configuration: no agent.toml in {places}; `goldsync-agent init --write` makes one for this machine; or name one with --config"
     )]
     None {
         /// Where it was looked for.

@@ -38,6 +38,10 @@ pub struct Machine {
     pub partitions: Vec<Partition>,
     /// Where file slots would lie.
     pub space: Option<Space>,
+    /// The kernel's command line.
+    pub cmdline: Option<String>,
+    /// The kernel and its initrd, in the running system.
+    pub kernel_files: [Option<PathBuf>; 2],
     /// Whether a configuration is there already.
     pub configured: bool,
 }
@@ -97,8 +101,12 @@ impl Machine {
     pub fn look(root: &Path) -> Self {
         let mounts = mounts(&text(&root.join("proc/self/mountinfo")));
         let esp = esp(root, &mounts);
+        let said = |path: &str| Some(text(&root.join(path)).trim().to_owned()).filter(|text| !text.is_empty());
+        let kernel = said("proc/sys/kernel/osrelease");
         Self {
-            kernel: Some(text(&root.join("proc/sys/kernel/osrelease")).trim().to_owned()).filter(|it| !it.is_empty()),
+            kernel_files: kernel_files(root, kernel.as_deref()),
+            kernel,
+            cmdline: said("proc/cmdline"),
             systemd: systemd(root),
             efi: root.join("sys/firmware/efi").is_dir(),
             loaders: loaders(root, esp.as_deref()),
@@ -249,6 +257,17 @@ fn plain(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
 }
 
+/// By the links that distributions make, or by the release.
+fn kernel_files(root: &Path, release: Option<&str>) -> [Option<PathBuf>; 2] {
+    let release = release.filter(|release| plain(release)).unwrap_or("none");
+    let linux = ["/vmlinuz", "/boot/vmlinuz"].map(str::to_owned).into_iter();
+    let linux = linux.chain([format!("/boot/vmlinuz-{release}"), format!("/usr/lib/modules/{release}/vmlinuz")]);
+    let initrd = ["/initrd.img", "/boot/initrd.img"].map(str::to_owned).into_iter();
+    let initrd = initrd.chain([format!("/boot/initrd.img-{release}"), format!("/boot/initramfs-{release}.img")]);
+    let there = |path: &PathBuf| below(root, path).symlink_metadata().is_ok();
+    [linux.map(PathBuf::from).find(there), initrd.map(PathBuf::from).find(there)]
+}
+
 fn space(root: &Path) -> Option<Space> {
     HOMES.iter().map(Path::new).find_map(|folder| {
         let there = below(root, folder);
@@ -312,6 +331,9 @@ mod tests {
     fn a_machine_is_read_from_its_files() {
         let tree = Tree::new();
         tree.file("proc/sys/kernel/osrelease", "6.12.9-amd64\n")
+            .file("proc/cmdline", "root=/dev/vda2 ro quiet\n")
+            .file("boot/vmlinuz-6.12.9-amd64", "")
+            .file("initrd.img", "")
             .file("usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-254.so", "")
             .file("efi/EFI/systemd/systemd-bootx64.efi", "")
             .file("efi/loader/entries/a.conf", "")
@@ -333,6 +355,9 @@ mod tests {
             (machine.esp.as_deref(), machine.root.as_deref()),
             (Some("/efi".as_ref()), Some("/dev/root".as_ref()))
         );
+        assert_eq!(machine.cmdline.as_deref(), Some("root=/dev/vda2 ro quiet"));
+        let files = ["/boot/vmlinuz-6.12.9-amd64", "/initrd.img"].map(|path| Some(PathBuf::from(path)));
+        assert_eq!(machine.kernel_files, files);
         let Loaders { said, systemd_boot, grub, uboot } = &machine.loaders;
         assert_eq!((said.as_deref(), systemd_boot.as_deref()), (Some("systemd-boot 254"), Some("/efi".as_ref())));
         assert_eq!(grub.as_ref().unwrap().environment.as_deref(), Some("/boot/grub2/grubenv".as_ref()));

@@ -13,7 +13,6 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use goldsync_proto::block::Geometry;
-use goldsync_proto::limits::BLOCK;
 use goldsync_proto::release::Word;
 use goldsync_proto::units::Size;
 use serde::Serialize;
@@ -174,8 +173,7 @@ fn in_files(machine: &Machine, notes: &mut Vec<String>) -> Slots {
         );
     }
     // Whole blocks, and room for both beside each other. Where that is no size for an image, the file system is the limit.
-    let size =
-        free.map(|free| free / 2 / BLOCK * BLOCK).filter(|size| *size >= 1 << 20 && Geometry::new(*size).is_ok());
+    let size = free.map(|free| (free / 2) >> 20 << 20).filter(|size| Geometry::new(*size).is_ok());
     let paths = ["a.img", "b.img"].map(|name| folder.join(name));
     Slots { paths, why, size, link: folder.join("current"), booted: false }
 }
@@ -190,6 +188,15 @@ fn backend(machine: &Machine, slots: &Slots, notes: &mut Vec<String>) -> Backend
         return command("No boot loader was recognised, so a program of yours has to do it.".into());
     };
     if knows_backend(found.name) {
+        notes.push(format!(
+            "the boot loader has to know of the slots, once: see the page of \"{}\" in docs/boot",
+            found.name
+        ));
+        if found.name == "systemd-boot" && machine.kernel_files[0].is_none() {
+            notes.push(
+                "no kernel was found in this system: say in activation.kernel where the image has its own".into(),
+            );
+        }
         return found;
     }
     notes.push(format!("write the program; an agent with the back-end \"{}\" would need none", found.name));
@@ -217,7 +224,12 @@ fn loader(machine: &Machine) -> Option<Backend> {
     let systemd_boot = || {
         let folder = loaders.systemd_boot.as_ref()?;
         let why = format!("systemd-boot is on the EFI system partition ({}).", folder.display());
-        Some(Backend { name: "systemd-boot", why, keys: own("systemd-boot", &[("esp", quoted(folder))]) })
+        let [linux, initrd] = &machine.kernel_files;
+        let linux = linux.clone().unwrap_or_else(|| "/vmlinuz".into());
+        let options = toml::Value::String(options(machine.cmdline.as_deref().unwrap_or_default())).to_string();
+        let mut keys = vec![("esp", quoted(folder)), ("kernel", quoted(&linux)), ("options", options)];
+        keys.extend(initrd.iter().map(|initrd| ("initrd", quoted(initrd))));
+        Some(Backend { name: "systemd-boot", why, keys: own("systemd-boot", &keys) })
     };
     let grub = || {
         let grub = loaders.grub.as_ref()?;
@@ -228,7 +240,7 @@ fn loader(machine: &Machine) -> Option<Backend> {
     let uboot = || {
         let config = loaders.uboot.as_ref()?;
         let why = format!("{} says where U-Boot's environment is.", config.display());
-        Some(Backend { name: "uboot", why, keys: Vec::new() })
+        Some(Backend { name: "uboot", why, keys: own("uboot", &[("env_config", quoted(config))]) })
     };
     let uefi = || {
         let why = "The firmware starts this machine without a boot loader that is known here.".to_owned();
@@ -236,6 +248,14 @@ fn loader(machine: &Machine) -> Option<Backend> {
     };
     let first = if said.starts_with("GRUB") { grub().or_else(systemd_boot) } else { systemd_boot().or_else(grub) };
     first.or_else(uboot).or_else(uefi)
+}
+
+/// The running kernel's command line, for either slot.
+fn options(cmdline: &str) -> String {
+    let ours = ["root=", "goldsync.slot=", "BOOT_IMAGE=", "initrd="];
+    let keep = |word: &&str| !ours.iter().any(|own| word.starts_with(own)) && !word.contains(['{', '}']);
+    let words = cmdline.split_ascii_whitespace().filter(keep).filter(|word| !word.chars().any(char::is_control));
+    ["root=PARTUUID={partuuid}"].into_iter().chain(words).collect::<Vec<_>>().join(" ")
 }
 
 /// Those keys that this agent's back-end has.
@@ -291,7 +311,7 @@ fn text(machine: &Machine, wishes: &Wishes, slots: &Slots, backend: &Backend) ->
     }
     if let Some(size) = slots.size {
         line("# Half of what is free, so that both fit. A smaller image takes less.");
-        line(&format!("size = \"{size} B\""));
+        line(&format!("size = \"{}\"", Size(size)));
     }
     line("");
     line("[activation]");
@@ -300,7 +320,8 @@ fn text(machine: &Machine, wishes: &Wishes, slots: &Slots, backend: &Backend) ->
     for (key, value) in &backend.keys {
         line(&format!("{key} = {value}"));
     }
-    if slots.booted {
+    // The firmware starts a new slot once.
+    if slots.booted && backend.name != "uefi" {
         line("# Starts that the boot loader counts before it goes back to the other slot by itself.");
         line("tries = 3");
     }
@@ -449,6 +470,13 @@ mod tests {
     }
 
     #[test]
+    fn a_command_line_is_one_for_either_slot() {
+        let line = "BOOT_IMAGE=/x root=/dev/vda2 ro quiet goldsync.slot=a console=ttyS0 x={y} root=/dev/vda3";
+        assert_eq!(options(line), "root=PARTUUID={partuuid} ro quiet console=ttyS0");
+        assert_eq!(options(""), "root=PARTUUID={partuuid}");
+    }
+
+    #[test]
     fn wishes_are_taken_over() {
         let wishes = Wishes { server: Some("gold:1".parse().unwrap()), channel: Some("qa".parse().unwrap()) };
         let proposal = Proposal::of(&Machine::default(), &wishes);
@@ -479,14 +507,14 @@ mod tests {
         fn machines()(
             partitions in proptest::collection::vec(partitions(), 0..8),
             efi: bool, said in proptest::option::of("(GRUB|systemd-boot)?.{0,9}"), esp: bool, grub: bool, uboot: bool,
-            free in proptest::option::of(any::<u64>()), kernel in proptest::option::of(".{0,9}"), folder in "(/[^/\\x00.]{1,9}){1,3}",
+            free in proptest::option::of(any::<u64>()), kernel in proptest::option::of(".{0,9}"), folder in "(/[^/\\x00.]{1,9}){1,3}", cmdline in proptest::option::of(".{0,40}"),
         ) -> Machine {
             let folder = PathBuf::from(folder);
             let systemd_boot = esp.then(|| folder.clone());
             let grub = grub.then(|| Grub { config: folder.join("grub.cfg"), environment: None });
             let loaders = Loaders { said, systemd_boot, grub, uboot: uboot.then(|| folder.clone()) };
             let space = free.map(|free| Space { folder, free });
-            Machine { kernel, efi, loaders, partitions, space, ..Machine::default() }
+            Machine { kernel, efi, loaders, partitions, space, cmdline, ..Machine::default() }
         }
     }
 
