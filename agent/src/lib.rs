@@ -16,6 +16,7 @@
 //! * [`node`], [`status`]: all of it together, and how it is; [`cli`]: the verbs.
 
 pub mod boot;
+pub mod budget;
 pub mod cli;
 pub mod config;
 pub mod daemon;
@@ -23,7 +24,9 @@ mod disk;
 pub mod doctor;
 pub mod drift;
 pub mod enrol;
+pub mod explain;
 pub mod fetch;
+pub mod health;
 pub mod identity;
 pub mod init;
 pub mod job;
@@ -32,12 +35,14 @@ pub mod link;
 pub mod node;
 pub mod plan;
 pub mod program;
+pub mod restart;
 pub mod schedule;
 pub mod scratch;
 pub mod slot;
 pub mod stage;
 pub mod status;
 pub mod swap;
+pub mod trial;
 pub mod trust;
 pub mod update;
 pub mod verify;

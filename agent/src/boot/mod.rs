@@ -26,6 +26,7 @@ use goldsync_proto::digest::ImageId;
 use goldsync_proto::release::ReleaseRef;
 
 use crate::config::{Backend, Config};
+use crate::journal::Proven;
 use crate::program::ProgramError;
 use crate::slot::SlotName;
 
@@ -33,7 +34,7 @@ mod booted;
 mod command;
 mod symlink;
 
-pub use booted::Booted;
+pub use booted::{Booted, count_soft_reboot, run};
 pub use command::Command;
 pub use symlink::Symlink;
 
@@ -90,6 +91,14 @@ pub struct Holds {
     pub release: ReleaseRef,
     /// Its bytes; a device may have more.
     pub size: u64,
+}
+
+impl Holds {
+    /// What was proven.
+    pub fn of(proven: &Proven) -> Self {
+        let Proven { image, release, size, .. } = proven;
+        Self { image: *image, release: release.clone(), size: *size }
+    }
 }
 
 /// Why the active slot cannot be told or changed.

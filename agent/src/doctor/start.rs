@@ -24,7 +24,11 @@ pub(super) fn pending(config: &Config, look: &Look) -> Option<Finding> {
     let next = look.next.filter(|next| restarts && Some(*next) != look.active)?;
     let tries = look.tries.map(|tries| format!(", {tries} tries left")).unwrap_or_default();
     let says = format!("slot {next} is next{tries}, and not in use before the machine starts again");
-    Some(Finding::warning("restart", says, "restart the machine, or go back by `goldsync-agent rollback`"))
+    Some(Finding::warning(
+        "restart",
+        says,
+        "restart the machine, or go back by `goldsync-agent rollback`; `goldsync-agent explain` says what it waits for",
+    ))
 }
 
 #[cfg(test)]

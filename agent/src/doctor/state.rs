@@ -40,6 +40,7 @@ pub(super) fn all(journal: &Journal, look: &Look) -> Vec<Finding> {
         lock(journal),
         active(journal, look),
         rollback(journal, look),
+        trial(journal),
         drift(journal, look),
         held(journal),
         last(journal),
@@ -103,11 +104,23 @@ fn drift(journal: &Journal, look: &Look) -> Found {
     }))
 }
 
-fn held(journal: &Journal) -> Found {
-    Ok(journal.hold()?.map(|hold| {
-        let says = format!("{} was gone back from, and the daemon leaves it alone", hold.release);
-        Finding::warning("held", says, "`goldsync-agent sync` goes to it all the same; a newer release is not held")
+fn trial(journal: &Journal) -> Found {
+    Ok(journal.trial()?.map(|trial| {
+        let since = trial.since.format("%Y-%m-%d %H:%M UTC");
+        Finding::fine("trial", format!("{} in slot {} is on trial since {since}", trial.release, trial.slot))
     }))
+}
+
+fn held(journal: &Journal) -> Found {
+    let held = journal.held()?;
+    let Some(newest) = held.last() else { return Ok(None) };
+    let others = if held.len() > 1 { format!(", and {} more", held.len() - 1) } else { String::new() };
+    let says = format!("{} is not gone to again by itself ({}){others}", newest.release, newest.why);
+    Ok(Some(Finding::warning(
+        "held",
+        says,
+        "`goldsync-agent sync` goes to it all the same; a newer release is not held",
+    )))
 }
 
 fn last(journal: &Journal) -> Found {
@@ -150,11 +163,11 @@ mod tests {
             assert_eq!(found(&journal, check), None, "{check}");
         }
         journal.set_drift(image, 3).unwrap();
-        journal.set_hold(image, &release).unwrap();
+        journal.hold(image, &release, "it did not start").unwrap();
         journal.set_last(None, Outcome::Failed { error: "the disk is full".into() }).unwrap();
         let _held = journal.lock().unwrap();
         for (check, word) in
-            [("drift", "3 blocks"), ("held", "web:1"), ("last", "the disk is full"), ("lock", "is at work")]
+            [("drift", "3 blocks"), ("held", "it did not start"), ("last", "the disk is full"), ("lock", "is at work")]
         {
             let finding = found(&journal, check).unwrap();
             assert!(

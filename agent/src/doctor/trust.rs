@@ -97,6 +97,7 @@ pub(super) async fn server(config: Config, stop: CancellationToken) -> Finding {
                 match check.verdict {
                     Verdict::UpToDate => format!("the channel is at {release}, which runs"),
                     Verdict::Staged => format!("the channel is at {release}, which is staged"),
+                    Verdict::Activated => format!("the channel is at {release}, which the next start runs"),
                     Verdict::Update => format!("the channel is at {release}, which an update would go to"),
                     Verdict::Held => format!("the channel is at {release}, which is held back here"),
                 },
