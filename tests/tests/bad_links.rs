@@ -366,7 +366,7 @@ async fn a_machine_on_the_move() {
     };
     let fleet = Fleet::start_on(net.outside(), |_| {}).await;
     let (old, new) = (Image::noise(180, 4), Image::noise(181, 24));
-    let mut node = fleet.node("n1").await;
+    let node = fleet.node("n1").await;
     for (release, image) in [("web:1", &old), ("web:2", &new)] {
         fleet.ship(image, release).await;
         let run = net.spawn(&node, &["sync", "--json"]);
@@ -385,14 +385,8 @@ async fn a_machine_on_the_move() {
         node.runs(image);
         node.tells_no_lie();
     }
-    // A line that does not carry what QUIC needs.
-    let narrow = match Net::new(1280) {
-        Ok(net) => net,
-        Err(why) => return skip(name, &why),
-    };
-    node.server = fleet.quic();
-    drop(net);
-    node.write_config();
-    let run = narrow.spawn(&node, &["check"]);
+    // And for good.
+    net.cable(false);
+    let run = net.spawn(&node, &["check"]);
     node.finish(run).await.fails(4, &["cannot be reached"]);
 }
