@@ -1,7 +1,7 @@
 //! `goldsync-agent doctor`: what would stop an update or a way back on this machine, each with its cure.
 //!
 //! ```text
-//! config ─▶ slots ─▶ state ─▶ start ─▶ identity, metadata ─▶ server      each check: a function, a [`Finding`]
+//! config ─▶ start, loader ─▶ slots, disks ─▶ state ─▶ identity, metadata ─▶ server      each check: a function, a [`Finding`]
 //! ```
 //! It looks where an update would look, with the same code where there is some, and writes nothing but what `check` writes: the
 //! local copy of signed metadata, if the server may be asked. A thing that would stop an update *stops*; a thing that somebody should
@@ -18,6 +18,7 @@ use crate::journal::Journal;
 use crate::node::Node;
 
 mod disks;
+mod loader;
 mod slots;
 mod start;
 mod state;
@@ -134,6 +135,7 @@ pub async fn examine(place: &Where, ask: bool, stop: CancellationToken) -> Repor
     findings.push(start::look(&look));
     let look = look.unwrap_or_default();
     findings.extend(start::pending(&config, &look));
+    findings.extend(loader::all(&config));
     findings.extend(slots::all(&config, &look));
     findings.extend(disks::all(std::path::Path::new("/sys"), &config));
     findings.push(state::folder(&config.state));

@@ -35,7 +35,7 @@ mod load;
 mod raw;
 mod restart;
 
-pub use activation::{Activation, Backend, knows_backend, knows_key};
+pub use activation::{Activation, Backend, Kernel, SystemdBoot, knows_backend, knows_key};
 pub use budget::{Budget, LinkBudget};
 pub use health::Health;
 pub use load::Where;

@@ -60,6 +60,18 @@ pub(super) struct Activation {
     pub(super) command: Option<Vec<String>>,
     pub(super) time_limit: Option<String>,
     pub(super) takes_effect: Option<String>,
+    pub(super) grubenv: Option<PathBuf>,
+    pub(super) esp: Option<PathBuf>,
+    pub(super) efivars: Option<PathBuf>,
+    pub(super) kernel: Option<PathBuf>,
+    pub(super) initrd: Option<PathBuf>,
+    pub(super) kernel_from: Option<String>,
+    pub(super) uki: Option<PathBuf>,
+    pub(super) options: Option<String>,
+    pub(super) env_config: Option<PathBuf>,
+    pub(super) single: Option<bool>,
+    pub(super) entry_a: Option<String>,
+    pub(super) entry_b: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -66,6 +66,8 @@ pub struct Grub {
     pub config: PathBuf,
     /// `grubenv`, if it is there.
     pub environment: Option<PathBuf>,
+    /// Whether they lie on another file system than `/`, which an update may replace.
+    pub apart: bool,
 }
 
 /// A partition.
@@ -109,7 +111,7 @@ impl Machine {
             cmdline: said("proc/cmdline"),
             systemd: systemd(root),
             efi: root.join("sys/firmware/efi").is_dir(),
-            loaders: loaders(root, esp.as_deref()),
+            loaders: loaders(root, esp.as_deref(), &mounts),
             esp,
             root: mounts.iter().rev().find(|mount| mount.point == Path::new("/")).map(|mount| mount.source.clone()),
             partitions: partitions(root, &mounts),
@@ -177,7 +179,7 @@ fn esp(root: &Path, mounts: &[Mount]) -> Option<PathBuf> {
     points.filter(|point| fat(point) && holds(point)).map(Path::to_owned).next()
 }
 
-fn loaders(root: &Path, esp: Option<&Path>) -> Loaders {
+fn loaders(root: &Path, esp: Option<&Path>, mounts: &[Mount]) -> Loaders {
     let systemd_boot = esp.filter(|esp| {
         let esp = below(root, esp);
         esp.join("EFI/systemd").is_dir() && (esp.join("loader/entries").is_dir() || esp.join("EFI/Linux").is_dir())
@@ -185,6 +187,7 @@ fn loaders(root: &Path, esp: Option<&Path>) -> Loaders {
     let folders = ["/boot/grub", "/boot/grub2"].map(PathBuf::from).into_iter().chain(esp.map(|esp| esp.join("grub")));
     let grub = folders.filter(|folder| below(root, folder).join("grub.cfg").is_file()).map(|folder| Grub {
         environment: Some(folder.join("grubenv")).filter(|path| below(root, path).is_file()),
+        apart: mounts.iter().any(|mount| mount.point != Path::new("/") && folder.starts_with(&mount.point)),
         config: folder.join("grub.cfg"),
     });
     let uboot = Path::new("/etc/fw_env.config");
@@ -360,7 +363,8 @@ mod tests {
         assert_eq!(machine.kernel_files, files);
         let Loaders { said, systemd_boot, grub, uboot } = &machine.loaders;
         assert_eq!((said.as_deref(), systemd_boot.as_deref()), (Some("systemd-boot 254"), Some("/efi".as_ref())));
-        assert_eq!(grub.as_ref().unwrap().environment.as_deref(), Some("/boot/grub2/grubenv".as_ref()));
+        let grub = grub.as_ref().unwrap();
+        assert_eq!((grub.environment.as_deref(), grub.apart), (Some("/boot/grub2/grubenv".as_ref()), false));
         assert_eq!(uboot.as_deref(), Some("/etc/fw_env.config".as_ref()));
         let paths: Vec<_> = machine.partitions.iter().map(|it| it.path.to_str().unwrap()).collect();
         // A label that udev would have to escape is not used.

@@ -192,6 +192,11 @@ fn backend(machine: &Machine, slots: &Slots, notes: &mut Vec<String>) -> Backend
             "the boot loader has to know of the slots, once: see the page of \"{}\" in docs/boot",
             found.name
         ));
+        if found.name == "grub" && machine.loaders.grub.as_ref().is_some_and(|grub| !grub.apart) {
+            notes.push(
+                "GRUB's files lie in the running slot, which updates replace: give /boot a partition of its own".into(),
+            );
+        }
         if found.name == "systemd-boot" && machine.kernel_files[0].is_none() {
             notes.push(
                 "no kernel was found in this system: say in activation.kernel where the image has its own".into(),
@@ -444,7 +449,7 @@ mod tests {
     #[test]
     fn a_machine_that_runs_from_a_slot_gets_its_boot_loader_or_a_program() {
         let pair = vec![mounted("/", partition("vda2", Some("slot-a"), 64)), partition("vda3", Some("slot-b"), 64)];
-        let grub = Some(Grub { config: "/boot/grub/grub.cfg".into(), environment: None });
+        let grub = Some(Grub { config: "/boot/grub/grub.cfg".into(), environment: None, apart: true });
         let all =
             Loaders { said: None, systemd_boot: Some("/efi".into()), grub, uboot: Some("/etc/fw_env.config".into()) };
         let only = |change: fn(&mut Loaders)| {
@@ -506,12 +511,12 @@ mod tests {
     prop_compose! {
         fn machines()(
             partitions in proptest::collection::vec(partitions(), 0..8),
-            efi: bool, said in proptest::option::of("(GRUB|systemd-boot)?.{0,9}"), esp: bool, grub: bool, uboot: bool,
+            efi: bool, said in proptest::option::of("(GRUB|systemd-boot)?.{0,9}"), esp: bool, grub: bool, apart: bool, uboot: bool,
             free in proptest::option::of(any::<u64>()), kernel in proptest::option::of(".{0,9}"), folder in "(/[^/\\x00.]{1,9}){1,3}", cmdline in proptest::option::of(".{0,40}"),
         ) -> Machine {
             let folder = PathBuf::from(folder);
             let systemd_boot = esp.then(|| folder.clone());
-            let grub = grub.then(|| Grub { config: folder.join("grub.cfg"), environment: None });
+            let grub = grub.then(|| Grub { config: folder.join("grub.cfg"), environment: None, apart });
             let loaders = Loaders { said, systemd_boot, grub, uboot: uboot.then(|| folder.clone()) };
             let space = free.map(|free| Space { folder, free });
             Machine { kernel, efi, loaders, partitions, space, cmdline, ..Machine::default() }
