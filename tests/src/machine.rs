@@ -275,12 +275,12 @@ impl Machine {
 
     /// `goldsync-agent activate`.
     pub async fn activate(&self) -> Told<Proven> {
-        self.verb(CancellationToken::new(), async |context| update::activate(context).await).await
+        self.verb(CancellationToken::new(), async |context| Ok(update::activate(context).await?.0)).await
     }
 
     /// `goldsync-agent rollback`.
     pub async fn rollback(&self) -> Told<Proven> {
-        self.verb(CancellationToken::new(), async |context| update::rollback(context).await).await
+        self.verb(CancellationToken::new(), async |context| Ok(update::rollback(context).await?.0)).await
     }
 
     /// The command line, in a process of its own.

@@ -76,6 +76,11 @@ pub trait Activation: Send + Sync {
     /// When an activated slot is in use.
     fn takes_effect(&self) -> Effect;
 
+    /// Whether starts of a slot on trial are counted, so that it is given up by itself.
+    fn counts(&self) -> bool {
+        self.takes_effect() == Effect::AtRestart
+    }
+
     /// The slot that is in use, if any was ever activated. It is never written.
     fn active(&self) -> Result<Option<SlotName>, ActivationError> {
         Ok(self.look()?.active)

@@ -41,7 +41,7 @@ pub fn begin(ctx: &Context, from: Option<SlotName>, to: SlotName, proven: &Prove
         return Ok(());
     }
     let activation = &ctx.config.activation;
-    let tries = if effect == Effect::AtRestart { activation.tries } else { 0 };
+    let tries = if effect == Effect::AtRestart || ctx.activation.counts() { activation.tries } else { 0 };
     let (image, release, run) = (proven.image, proven.release.clone(), boot::run(&activation.cmdline));
     let trial = Trial { slot: to, image, release, from, since: Utc::now(), run, tries, armed: false };
     ctx.journal.set_trial(&trial)?;
