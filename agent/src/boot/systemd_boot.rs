@@ -239,7 +239,7 @@ impl SystemdBoot {
         }
     }
 
-    /// Removes entries, then kernels that none of the others names.
+    /// Removes entries, durably.
     fn remove(&self, entries: &[Entry], go: impl Fn(&Entry) -> bool) -> Result<(), ActivationError> {
         for entry in entries.iter().filter(|entry| go(entry)) {
             remove(&entry.path)?;
@@ -247,6 +247,7 @@ impl SystemdBoot {
         self.sync()
     }
 
+    /// Removes the kernels that no entry names.
     fn sweep(&self) -> Result<(), ActivationError> {
         let entries = self.entries()?;
         let texts = entries.iter().map(|entry| &entry.text);
