@@ -187,6 +187,9 @@ fn a_loader_that_would_start_another_entry_is_told_before_anything_changes() {
     assert_eq!(bench.whole(), before);
     bench.put("loader/loader.conf", "defaultx y\n# default z\n");
     refused("debian.conf would be started");
+    bench.put("loader/loader.conf", "default @saved\n");
+    refused("loader.conf says default @saved, and not slot b");
+    assert_eq!(bench.look(), (Some(A), None, None));
     bench.put("loader/loader.conf", "default\tgoldsync-*\n");
     let set: Vec<u8> = "debian.conf\0".encode_utf16().flat_map(u16::to_le_bytes).collect();
     let variable = bench.boot.efivars.join(DEFAULT_VARIABLE);
