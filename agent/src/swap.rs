@@ -165,8 +165,8 @@ impl Swap<'_> {
     }
 
     fn activate_slot(&self, from: Option<SlotName>, to: SlotName, proven: Proven) -> Result<Swapped, SwapError> {
-        let Proven { image, release, size, .. } = proven;
-        self.activation.activate(to, &Holds { image, release: release.clone(), size }, 0)?;
+        let Proven { image, release, size, verity, .. } = proven;
+        self.activation.activate(to, &Holds { image, release: release.clone(), size, verity }, 0)?;
         Ok(Swapped { from, to, image, release })
     }
 }

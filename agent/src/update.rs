@@ -157,6 +157,7 @@ impl UpdateError {
         match self {
             Self::Job(JobError::Link(error)) => error.exit_code(),
             Self::NoLink => 4,
+            Self::Activation(error) | Self::Swap(SwapError::Activation(error)) => error.exit_code(),
             Self::Job(JobError::Stage(_)) => 5,
             Self::Job(JobError::Proof { .. }) | Self::Swap(SwapError::Unproven { .. }) => 7,
             Self::Job(JobError::Journal(JournalError::Busy { .. })) => 75,
@@ -391,8 +392,7 @@ async fn renewed(ctx: &Context, check: &Check) -> Result<bool, UpdateError> {
     }
     let good = still_proven(ctx, slot).await?.is_ok();
     if good {
-        let Manifest { image, release, size, .. } = &check.target;
-        ctx.journal.set_proven(slot, *image, release, *size)?;
+        ctx.journal.set_proven_as(slot, &check.target)?;
     }
     Ok(good)
 }
@@ -567,7 +567,7 @@ async fn base(ctx: &Context, target: &Manifest) -> Result<Option<Base>, UpdateEr
     let source = Arc::new(Source::open(active, ctx.config.slots.path(active))?);
     let found = hash_slot(ctx, &source, target.size).await?;
     if found.as_ref().is_some_and(|(image, _)| *image == target.image) {
-        ctx.journal.set_proven(active, target.image, &target.release, target.size)?;
+        ctx.journal.set_proven_as(active, target)?;
         return Ok(Some(Base { image: target.image, blocks: None, regions: Vec::new() }));
     }
     // A file is as long as its image; of a device only its record could tell.
@@ -771,7 +771,7 @@ async fn prove(ctx: &Context, job: &Arc<Job>, target: &Manifest) -> Result<(), U
         blocks.push(&hashes)?;
     }
     blocks.finish()?;
-    ctx.journal.set_proven(slot, target.image, &target.release, target.size)?;
+    ctx.journal.set_proven_as(slot, target)?;
     // Sections were kept for an interrupted run only.
     let _ = std::fs::remove_dir_all(&job.cache);
     ctx.tell(Event::Phase(Phase::Staged));

@@ -16,6 +16,7 @@
 //!                                                   Liar has the fleet's CA and lies  ┘
 //! Image      made from a seed, and changed by one      damage   what happens to bytes on disks
 //! disk       small file systems and loop devices       stamp    was anything written?
+//! volumes    images that can be mounted                namespace   mounts that end with their test
 //! ```
 //! Everything lies in one scratch folder and listens on loopback, on ports that the kernel chose. A process that is
 //! still running when its owner is dropped is killed. What a program printed is part of every complaint. The second kind
@@ -30,6 +31,7 @@ pub mod image;
 pub mod images;
 pub mod liar;
 pub mod machine;
+pub mod namespace;
 pub mod node;
 pub mod operator;
 pub mod programs;
@@ -39,6 +41,7 @@ pub mod seed;
 pub mod server;
 pub mod stamp;
 pub mod tools;
+pub mod volumes;
 pub mod wait;
 
 pub use fleet::Fleet;

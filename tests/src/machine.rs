@@ -42,6 +42,8 @@ pub struct Machine {
     pub slots: [PathBuf; 2],
     /// The channel that it follows.
     pub channel: String,
+    /// The section `[activation]` of its configuration; a link, unless changed.
+    pub activation: String,
     /// The section `[schedule]` of its configuration.
     pub schedule: String,
     /// More lines for its configuration.
@@ -113,7 +115,8 @@ impl Machine {
         let slots = ["a.img", "b.img"].map(|file| folder.join(file));
         let (name, folder, channel) = (name.to_owned(), folder.to_owned(), "production".into());
         let (schedule, more) = ("splay = \"0\"\n".into(), String::new());
-        let machine = Self { name, folder, server, slots, channel, schedule, more };
+        let activation = format!("backend = \"symlink\"\nlink = \"{}\"\n", folder.join("current").display());
+        let machine = Self { name, folder, server, slots, channel, activation, schedule, more };
         machine.write_config();
         machine
     }
@@ -124,13 +127,13 @@ impl Machine {
         let text = format!(
             "server = \"{}\"\nchannel = \"{}\"\nstate = \"{}\"\n\
              [slots]\na = \"{a}\"\nb = \"{b}\"\n\
-             [activation]\nbackend = \"symlink\"\nlink = \"{}\"\n\
+             [activation]\n{}\n\
              [schedule]\n{}\n\
              [limits]\nthreads = 2\n{}",
             self.server,
             self.channel,
             self.state().display(),
-            self.link().display(),
+            self.activation,
             self.schedule,
             self.more,
         );

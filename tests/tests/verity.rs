@@ -7,7 +7,6 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use goldsync_agent::slot::SlotName;
 use goldsync_proto::block::Geometry;
@@ -19,6 +18,7 @@ use goldsync_proto::wire::{Account, Answer, Request};
 use goldsync_tests::disk::skip;
 use goldsync_tests::image::BLOCK;
 use goldsync_tests::seed::Seed;
+use goldsync_tests::volumes::{Kind, text, tool};
 use goldsync_tests::{Fleet, Image, Liar, Say, damage};
 
 /// Bytes that come with any update: handshake, signed metadata, the plan.
@@ -212,20 +212,6 @@ async fn trees_that_are_none() {
     assert_eq!((account.path.as_str(), account.derived, account.repaired), ("signature", 0, 0), "{account:?}");
 }
 
-/// Runs a tool; `None`, if it is not there.
-fn tool(program: &str, args: &[&str]) -> Option<()> {
-    let output = match Command::new(program).args(args).output() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
-        output => output.unwrap_or_else(|error| panic!("{program}: {error}")),
-    };
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Some(())
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a path as text")
-}
-
 /// A folder of 6 MiB of files, of which one is a little longer in a later release.
 fn files(folder: &Path, release: usize) -> PathBuf {
     fs::create_dir_all(folder).expect("a folder");
@@ -243,25 +229,12 @@ fn files(folder: &Path, release: usize) -> PathBuf {
     folder.to_owned()
 }
 
-const UUID: &str = "11111111-2222-3333-4444-555555555555";
-
-fn ext4(from: &Path, image: &Path) -> Option<()> {
-    let options = format!("root_owner=0:0,hash_seed={UUID}");
-    let args =
-        ["-q", "-F", "-t", "ext4", "-b", "4096", "-U", UUID, "-E", &options, "-d", text(from), text(image), "16M"];
-    tool("mke2fs", &args)
-}
-
-fn erofs(from: &Path, image: &Path) -> Option<()> {
-    tool("mkfs.erofs", &["-T0", "-U", UUID, text(image), text(from)])
-}
-
 /// Appends a tree with a salt of veritysetup's own choice, as image builders do.
 fn seal(image: &Path) -> Option<()> {
     let offset = fs::metadata(image).expect("an image").len().to_string();
     let blocks = (fs::metadata(image).expect("an image").len() / BLOCK as u64).to_string();
     let format = ["format", text(image), text(image), "--hash-offset", &offset, "--data-blocks", &blocks];
-    tool("veritysetup", &format)
+    tool("veritysetup", &format).map(drop)
 }
 
 fn read(path: &Path) -> Image {
@@ -282,12 +255,12 @@ async fn both_ways(old: &Image, new: &Image) -> (Account, Account) {
 }
 
 /// Real file systems, real trees, fresh salts: nothing of the trees travels, known base or cold.
-async fn sealed(name: &str, make: impl Fn(&Path, &Path) -> Option<()>) {
+async fn sealed(name: &str, kind: Kind) {
     let folder = tempfile::tempdir().expect("a folder");
     let mut images = Vec::new();
     for release in 0..2 {
         let image = folder.path().join(format!("{release}.img"));
-        let made = make(&files(&folder.path().join(release.to_string()), release), &image);
+        let made = kind.make(&files(&folder.path().join(release.to_string()), release), &image);
         let data = made.map(|()| fs::metadata(&image).expect("an image").len());
         let (Some(data), Some(())) = (data, made.and_then(|()| seal(&image))) else {
             return skip(name, "no mkfs or veritysetup here; scripts/install-packages images");
@@ -308,12 +281,12 @@ async fn sealed(name: &str, make: impl Fn(&Path, &Path) -> Option<()>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ext4_sealed_by_veritysetup() {
-    sealed("ext4_sealed_by_veritysetup", ext4).await;
+    sealed("ext4_sealed_by_veritysetup", Kind::Ext4).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn erofs_sealed_by_veritysetup() {
-    sealed("erofs_sealed_by_veritysetup", erofs).await;
+    sealed("erofs_sealed_by_veritysetup", Kind::Erofs).await;
 }
 
 /// A whole disk: a table, a partition of data, a partition of hashes. Only the salt is new; nothing travels but its superblock.
@@ -321,7 +294,7 @@ async fn erofs_sealed_by_veritysetup() {
 async fn a_disk_with_a_partition_of_hashes() {
     let folder = tempfile::tempdir().expect("a folder");
     let root = folder.path().join("root");
-    if ext4(&files(&folder.path().join("files"), 0), &root).is_none() {
+    if Kind::Ext4.make(&files(&folder.path().join("files"), 0), &root).is_none() {
         return skip("a_disk_with_a_partition_of_hashes", "no mke2fs here; scripts/install-packages images");
     }
     let mut disks = Vec::new();

@@ -50,11 +50,15 @@ impl Booted {
     }
 
     fn under_root(&self) -> Option<SlotName> {
-        let root = fs::metadata("/").ok()?.dev();
-        let slots = SlotName::ALL.map(|name| (name, Identity::of(self.slots.path(name)).ok()));
-        let is = |found: Identity| slots.iter().find(|(_, slot)| *slot == Some(found)).map(|(name, _)| *name);
-        beneath(Path::new("/sys/dev/block"), root, LAYERS, &is)
+        slot_under(fs::metadata("/").ok()?.dev(), &self.slots)
     }
+}
+
+/// The slot that the file system on device `number` lies on.
+pub(super) fn slot_under(number: u64, slots: &Slots) -> Option<SlotName> {
+    let slots = SlotName::ALL.map(|name| (name, Identity::of(slots.path(name)).ok()));
+    let is = |found: Identity| slots.iter().find(|(_, slot)| *slot == Some(found)).map(|(name, _)| *name);
+    beneath(Path::new("/sys/dev/block"), number, LAYERS, &is)
 }
 
 /// Looks for a slot in the device `number`, then in what it lies on.

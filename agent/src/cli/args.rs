@@ -126,6 +126,11 @@ active slot must succeed. After activation.time_limit it is killed, with all tha
     /// Reads that slot back first. The release that is left is not gone to again by the daemon on its own, until the
     /// channel moves on, or `activate`, `sync` or an operator's fleet sync says so.
     Rollback,
+    /// Mount the chosen slot after the machine has started (activation.backend = "mount"); needs no server
+    ///
+    /// For goldsync-mount.service. Does nothing if a slot is mounted already, or none was ever activated. A slot on trial is
+    /// mounted so many times as it has tries; after that, or if it cannot be mounted, the other slot is.
+    Mount,
     /// Check, download and activate: run what the channel says
     ///
     /// Does nothing if it runs already.

@@ -60,6 +60,7 @@ fn run(args: Args, ui: &Ui) -> Result<(), Failure> {
         }
         Verb::Man { out } => verbs::man(out.as_deref()),
         Verb::Status => Work::open(&place, ui.clone(), CancellationToken::new())?.status(),
+        Verb::Mount => Work::open(&place, ui.clone(), CancellationToken::new())?.mount(),
         verb => {
             // These two end by telling the server, if it can be found: looking up its name may hang for longer than we wait.
             let leaves = matches!(verb, Verb::Activate | Verb::Rollback);
@@ -95,7 +96,7 @@ async fn online(verb: Verb, place: &Where, ui: &Ui) -> Result<(), Failure> {
             daemon::run(work.node.clone(), stop.clone()).await;
             return Ok(());
         }
-        Verb::Status | Verb::Completions { .. } | Verb::Man { .. } => Ok(()),
+        Verb::Status | Verb::Mount | Verb::Completions { .. } | Verb::Man { .. } => Ok(()),
     };
     done.map_err(|failure| if stop.is_cancelled() { interrupted(&work, failure) } else { failure })
 }

@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::args::{Args, Enrol};
 use super::failure::{DRIFT, Failure};
 use super::ui::{self, Ui};
-use crate::config::{Config, Where};
+use crate::boot::{Mount, Started};
+use crate::config::{Backend, Config, Where};
 use crate::daemon::remember;
 use crate::drift;
 use crate::enrol::enrol;
@@ -138,6 +139,33 @@ impl Work {
         let proven = update::rollback(&mut ctx).await?;
         self.swapped("rollback", &ctx, proven)?;
         self.tell_of_it().await;
+        Ok(())
+    }
+
+    /// `mount`
+    pub fn mount(&self) -> Result<(), Failure> {
+        let Node { config, journal } = &self.node;
+        let (Backend::Mount { target, .. }, Some(mount)) = (&config.activation.backend, Mount::configured(config))
+        else {
+            let message = "nothing to mount: `activation.backend` is not \"mount\"; disable goldsync-mount.service";
+            return Err(Failure::new(2, message));
+        };
+        let started = mount.at_start(&journal.lock()?)?;
+        if let Started::Mounted(_, Some(why)) = &started {
+            self.ui.note(&format!("not the slot that was chosen: {why}"));
+        }
+        let (slot, new) = match &started {
+            Started::Nothing => (None, false),
+            Started::Already(slot) => (Some(*slot), false),
+            Started::Mounted(slot, _) => (Some(*slot), true),
+        };
+        let value = serde_json::json!({ "mounted": slot, "target": target, "new": new });
+        self.ui.result(&value, || match slot {
+            None => "no slot was ever activated, so none is mounted".to_owned(),
+            Some(slot) => {
+                format!("slot {slot} is mounted on {}{}", target.display(), if new { "" } else { " already" })
+            }
+        });
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{ConfigError, absolute, raw, span, value};
 use crate::boot::Effect;
 use crate::program::Program;
+use crate::volume::{OptionsError, Volume};
 
 /// Starts that a boot loader counts, if the configuration does not say.
 const TRIES: u8 = 3;
@@ -39,10 +40,21 @@ pub enum Backend {
         /// When what it activates is in use. Default at once.
         effect: Effect,
     },
+    /// A mount point shows the active slot.
+    Mount {
+        /// The mount point.
+        target: PathBuf,
+        /// How a slot is mounted.
+        volume: Volume,
+    },
 }
 
 /// Every back-end's name and the keys that belong to it alone.
-const BACKENDS: &[(&str, &[&str])] = &[("symlink", &["link"]), ("command", &["command", "time_limit", "takes_effect"])];
+const BACKENDS: &[(&str, &[&str])] = &[
+    ("symlink", &["link"]),
+    ("command", &["command", "time_limit", "takes_effect"]),
+    ("mount", &["target", "fstype", "options", "verity"]),
+];
 
 pub(super) fn activation(raw: raw::Activation) -> Result<Activation, ConfigError> {
     let known = || BACKENDS.iter().map(|(name, _)| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
@@ -62,6 +74,7 @@ pub(super) fn activation(raw: raw::Activation) -> Result<Activation, ConfigError
     let cmdline = absolute("activation.cmdline", raw.cmdline.clone().unwrap_or_else(|| "/proc/cmdline".into()))?;
     let backend = match name {
         "symlink" => symlink(raw)?,
+        "mount" => mount(raw)?,
         _ => command(raw)?,
     };
     Ok(Activation { backend, tries, cmdline })
@@ -74,6 +87,10 @@ fn given(raw: &raw::Activation) -> Vec<(&'static str, bool)> {
         ("activation.command", raw.command.is_some()),
         ("activation.time_limit", raw.time_limit.is_some()),
         ("activation.takes_effect", raw.takes_effect.is_some()),
+        ("activation.target", raw.target.is_some()),
+        ("activation.fstype", raw.fstype.is_some()),
+        ("activation.options", raw.options.is_some()),
+        ("activation.verity", raw.verity.is_some()),
     ]
 }
 
@@ -100,6 +117,29 @@ fn command(raw: raw::Activation) -> Result<Backend, ConfigError> {
         }
     };
     Ok(Backend::Command { program, effect })
+}
+
+fn mount(raw: raw::Activation) -> Result<Backend, ConfigError> {
+    let target = raw.target.ok_or_else(|| {
+        value("activation.target", "is missing; name the mount point that shall show the active slot")
+    })?;
+    let target = absolute("activation.target", target)?;
+    if target.parent().is_none() {
+        return Err(value("activation.target", "is /, which cannot be replaced; that takes a boot loader's back-end"));
+    }
+    let plain =
+        |name: &String| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    if let Some(name) = raw.fstype.as_ref().filter(|name| !plain(name)) {
+        return Err(value(
+            "activation.fstype",
+            format!("is {name:?}, which names no file system; for example \"erofs\""),
+        ));
+    }
+    let options = raw.options.unwrap_or_default().parse();
+    let options =
+        options.map_err(|error: OptionsError| value("activation.options", format!("cannot be used: {error}")))?;
+    let volume = Volume { file_system: raw.fstype, options, verity: raw.verity.unwrap_or(false) };
+    Ok(Backend::Mount { target, volume })
 }
 
 /// A program that this configuration names.

@@ -6,7 +6,22 @@ use toml::Table;
 const KEYS: &[(&str, &[&str])] = &[
     ("", &["server", "channel", "labels", "state", "slots", "activation", "schedule", "limits"]),
     ("slots", &["a", "b", "size"]),
-    ("activation", &["backend", "tries", "cmdline", "link", "command", "time_limit", "takes_effect"]),
+    (
+        "activation",
+        &[
+            "backend",
+            "tries",
+            "cmdline",
+            "link",
+            "command",
+            "time_limit",
+            "takes_effect",
+            "target",
+            "fstype",
+            "options",
+            "verity",
+        ],
+    ),
     ("schedule", &["cron", "splay", "time_zone"]),
     ("limits", &["threads", "scan_budget", "prefer"]),
 ];

@@ -57,6 +57,10 @@ pub(super) struct Activation {
     pub(super) command: Option<Vec<String>>,
     pub(super) time_limit: Option<String>,
     pub(super) takes_effect: Option<String>,
+    pub(super) target: Option<PathBuf>,
+    pub(super) fstype: Option<String>,
+    pub(super) options: Option<String>,
+    pub(super) verity: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
