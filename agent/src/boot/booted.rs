@@ -11,9 +11,12 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use goldsync_proto::verity::RootHash;
+
 use super::ActivationError;
 use crate::config::Slots;
 use crate::slot::{Identity, SlotName};
+use crate::volume;
 
 /// The word on the kernel's command line.
 const WORD: &str = "goldsync.slot=";
@@ -47,6 +50,11 @@ impl Booted {
                 Err(ActivationError::File { backend: "a boot loader", what, path, error })
             }
         }
+    }
+
+    /// The root hash by which the kernel checks every read of `/`, if it does.
+    pub fn root_hash(&self) -> Option<RootHash> {
+        volume::running_root(fs::metadata("/").ok()?.dev())
     }
 
     fn under_root(&self) -> Option<SlotName> {

@@ -17,12 +17,14 @@ pub(super) struct Content {
     file: File,
     length: u64,
     tail: Vec<u8>,
+    /// What the tail says.
+    appended: Option<Sealed>,
 }
 
 impl Content {
     /// All that is in a file of so many bytes.
     pub(super) fn of(file: File, length: u64) -> Self {
-        Self { file, length, tail: Vec::new() }
+        Self { file, length, tail: Vec::new(), appended: None }
     }
 
     /// All of it.
@@ -32,6 +34,9 @@ impl Content {
 
     /// What the hash tree that it carries says, if it carries one over all of its data. Reads all of it.
     pub(super) fn sealed(&self) -> io::Result<Option<Sealed>> {
+        if self.appended.is_some() {
+            return Ok(self.appended.clone());
+        }
         let image = self.map()?;
         Ok(Sealed::of(&image, &verity::find(&image)))
     }
@@ -41,7 +46,7 @@ impl Content {
         let geometry = Geometry::new(self.length).map_err(io::Error::other)?;
         let id: ImageId = id_of_file(&self.file, geometry)?.ok_or_else(|| io::Error::other("regions are missing"))?;
         let (tail, sealed) = verity::seal(&self.map()?, id).map_err(io::Error::other)?;
-        self.tail = tail;
+        (self.tail, self.appended) = (tail, Some(sealed.clone()));
         Ok(sealed)
     }
 
@@ -92,6 +97,7 @@ mod tests {
         assert_eq!(content.sealed().unwrap(), None);
         let sealed = content.seal().unwrap();
         let (tail, expected) = verity::seal(&bytes, ImageId::of(&bytes)).unwrap();
+        assert_eq!(content.sealed().unwrap().as_ref(), Some(&sealed));
         assert_eq!((&sealed, content.size()), (&expected, (bytes.len() + tail.len()) as u64));
         let whole = [bytes, tail].concat();
         for (from, to) in [(0, whole.len()), (299 * 4096 + 5, 301 * 4096), (300 * 4096, 302 * 4096), (4, 5)] {
