@@ -68,11 +68,14 @@ pub async fn repair(ctx: &mut Context) -> Result<Outcome, UpdateError> {
     let manifest = update::manifest(ctx, &report.release).await?;
     let account = update::stage_repair(ctx, &manifest).await?;
     update::swap(ctx, &lock)?;
-    // What drifted is the standby slot now, and nothing to go back to. (A crash before this line costs nothing: a rollback
-    // reads the slot back first.)
-    ctx.journal.set_empty(report.slot)?;
-    ctx.journal.set_drift(report.image, 0)?;
-    Ok(Outcome::Updated { account })
+    if ctx.activation.active()? != Some(report.slot) {
+        // What drifted is the standby slot now, and nothing to go back to. (A crash before this line costs nothing: a rollback
+        // reads the slot back first.)
+        ctx.journal.set_empty(report.slot)?;
+        ctx.journal.set_drift(report.image, 0)?;
+    }
+    drop(lock);
+    update::in_use(ctx, account).await
 }
 
 async fn blocking<T: Send + 'static>(

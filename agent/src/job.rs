@@ -13,6 +13,7 @@ use goldsync_proto::release::Manifest;
 use goldsync_proto::wire::Prefer;
 use tokio_util::sync::CancellationToken;
 
+use crate::budget::{Ceiling, OverBudget};
 use crate::fetch::FetchError;
 use crate::journal::{Blocks, JournalError};
 use crate::link::{Link, LinkError};
@@ -72,6 +73,8 @@ pub struct Job {
     pub scan_budget: u64,
     /// What packs should spare.
     pub prefer: Prefer,
+    /// The most bytes that it may take.
+    pub ceiling: Option<Ceiling>,
     /// The folder for sections that may be asked for again after an interruption.
     pub cache: PathBuf,
 }
@@ -104,6 +107,9 @@ pub enum JobError {
         /// How often it was mended.
         rounds: u32,
     },
+    /// More bytes than the budget.
+    #[error(transparent)]
+    Budget(#[from] OverBudget),
     /// Asked to stop.
     #[error("stopped on request; the active slot is untouched, and the next run goes on from what is staged")]
     Stopped,
@@ -120,6 +126,11 @@ impl JobError {
 }
 
 impl Job {
+    /// Refuses what would take more bytes than the budget allows, on top of what it has taken. `at_most`: that is a bound.
+    pub fn afford(&self, bytes: u64, at_most: bool) -> Result<(), JobError> {
+        Ok(self.ceiling.as_ref().map_or(Ok(()), |ceiling| ceiling.allow(bytes, at_most))?)
+    }
+
     /// Stops here if asked to.
     pub fn go_on(&self) -> Result<(), JobError> {
         if self.stop.is_cancelled() { Err(JobError::Stopped) } else { Ok(()) }

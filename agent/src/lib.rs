@@ -16,13 +16,16 @@
 //! * [`node`], [`status`]: all of it together, and how it is; [`cli`]: the verbs.
 
 pub mod boot;
+pub mod budget;
 pub mod cli;
 pub mod config;
 pub mod daemon;
 mod disk;
 pub mod drift;
 pub mod enrol;
+pub mod explain;
 pub mod fetch;
+pub mod health;
 pub mod identity;
 pub mod job;
 pub mod journal;
@@ -31,12 +34,14 @@ mod mounts;
 pub mod node;
 pub mod plan;
 pub mod program;
+pub mod restart;
 pub mod schedule;
 pub mod scratch;
 pub mod slot;
 pub mod stage;
 pub mod status;
 pub mod swap;
+pub mod trial;
 pub mod trust;
 pub mod update;
 pub mod verify;

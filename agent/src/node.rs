@@ -19,6 +19,7 @@ use crate::config::{Address, Config, ConfigError, Where};
 use crate::identity::{Identity, IdentityError, NodeKey};
 use crate::journal::{Journal, JournalError, Proven, read_json, write_json};
 use crate::link::{Link, LinkError};
+use crate::slot::SlotName;
 use crate::trust::Trust;
 use crate::update::{Context, Events, UpdateError};
 
@@ -119,6 +120,8 @@ impl Node {
             events,
             stop,
             asked: true,
+            unattended: false,
+            any_size: false,
         })
     }
 
@@ -126,6 +129,12 @@ impl Node {
     pub fn running(&self) -> Option<Proven> {
         let active = boot::open(&self.config).active().ok()??;
         self.journal.slot(active).ok()?.proven().cloned()
+    }
+
+    /// What the standby slot was proven to hold, if that can be told.
+    pub fn standing_by(&self) -> Option<Proven> {
+        let standby = boot::open(&self.config).active().ok()?.map_or(SlotName::A, SlotName::other);
+        self.journal.slot(standby).ok()?.proven().cloned()
     }
 
     /// Gets a fresh certificate if two thirds of this one's life are over; says whether it did. The new one is in use
@@ -157,10 +166,15 @@ pub(crate) mod testing {
 
     /// A node with two file slots and a link, all in `folder`. Nothing is there yet but its state folder.
     pub(crate) fn node(folder: &Path) -> Node {
+        node_with(folder, "")
+    }
+
+    /// The same, with more lines in its configuration.
+    pub(crate) fn node_with(folder: &Path, more: &str) -> Node {
         let folder = folder.display();
         let text = format!(
             "channel = \"qa\"\nstate = \"{folder}/state\"\n[slots]\na = \"{folder}/a\"\nb = \"{folder}/b\"\n\
-             [activation]\nbackend = \"symlink\"\nlink = \"{folder}/current\"\n[schedule]\nsplay = \"0\"\n"
+             [activation]\nbackend = \"symlink\"\nlink = \"{folder}/current\"\n[schedule]\nsplay = \"0\"\n{more}"
         );
         Node::new(Config::parse(Path::new("agent.toml"), &text).unwrap()).unwrap()
     }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use chrono::SecondsFormat;
 use goldsync_proto::release::Word;
-use goldsync_proto::wire::{Outcome, Phase, Report, SlotReport};
+use goldsync_proto::wire::{Held, Outcome, Phase, Report, SlotReport, TrialReport};
 use serde::Serialize;
 
-use crate::boot::{self, ActivationError};
+use crate::boot::{self, ActivationError, Look};
 use crate::config::Config;
 use crate::journal::{Drift, Journal, JournalError, Last, SlotRecord};
 use crate::slot::{Identity, SlotName};
@@ -29,6 +30,12 @@ pub struct Status {
     pub activation_error: Option<String>,
     /// Both slots.
     pub slots: Vec<SlotStatus>,
+    /// The slot on trial.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trial: Option<TrialReport>,
+    /// Releases that are not gone to again unasked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<Held>,
     /// How the last update ended.
     pub last: Option<Last>,
     /// What the last look at the active slot found, if it was at what is active now.
@@ -54,10 +61,11 @@ pub struct SlotStatus {
 impl Status {
     /// Gathers it.
     pub fn gather(config: &Config, journal: &Journal) -> Result<Self, JournalError> {
-        let (active, activation_error) = match boot::open(config).active() {
-            Ok(active) => (active, None),
-            Err(error) => (None, Some(error.to_string())),
+        let (look, activation_error) = match boot::open(config).look() {
+            Ok(look) => (look, None),
+            Err(error) => (Look::default(), Some(error.to_string())),
         };
+        let active = look.active;
         let slot = |slot: SlotName| -> Result<SlotStatus, JournalError> {
             let path = config.slots.path(slot).to_owned();
             Ok(SlotStatus { slot, present: Identity::of(&path).is_ok(), path, record: journal.slot(slot)? })
@@ -72,6 +80,8 @@ impl Status {
             active,
             activation_error,
             slots,
+            trial: on_trial(journal, &look)?,
+            held: journal.held()?,
             last: journal.last()?,
             drift: journal.drift()?.filter(|drift| Some(drift.image) == image),
             working: journal.holder(),
@@ -85,7 +95,8 @@ impl Status {
 
 /// What the server is told: both slots, the last error, drift. `phase` and progress are the caller's.
 pub fn report(config: &Config, journal: &Journal) -> Result<Report, ReportError> {
-    let active = boot::open(config).active()?;
+    let look = boot::open(config).look()?;
+    let active = look.active;
     let standby = active.unwrap_or(SlotName::A).other();
     let slot = |name: SlotName| -> Result<Option<SlotReport>, ReportError> {
         let record = journal.slot(name)?;
@@ -95,18 +106,39 @@ pub fn report(config: &Config, journal: &Journal) -> Result<Report, ReportError>
     };
     let active_report = active.map(slot).transpose()?.flatten();
     let image = active_report.as_ref().and_then(|slot| slot.image);
-    let error = match journal.last()? {
-        Some(Last { outcome: Outcome::Failed { error }, .. }) => Some(error),
-        _ => None,
+    let (error, wait) = match journal.last()?.map(|last| last.outcome) {
+        Some(Outcome::Failed { error }) => (Some(error), None),
+        Some(Outcome::Waits { wait, .. }) => (None, Some(wait)),
+        _ => (None, None),
+    };
+    let trial = on_trial(journal, &look)?;
+    let phase = match (&error, &trial) {
+        (Some(_), _) => Phase::Failed,
+        (None, Some(TrialReport { running: true, .. })) => Phase::Trial,
+        (None, None) if wait.is_some() => Phase::Staged,
+        _ => Phase::Idle,
     };
     Ok(Report {
         standby: slot(standby)?,
-        phase: if error.is_some() { Phase::Failed } else { Phase::Idle },
+        phase,
+        trial,
+        wait,
+        held: journal.held()?,
         progress: None,
         error,
         drifted: journal.drift()?.filter(|drift| Some(drift.image) == image).map(|drift| drift.drifted),
         active: active_report,
     })
+}
+
+/// The trial, as it is told.
+fn on_trial(journal: &Journal, look: &Look) -> Result<Option<TrialReport>, JournalError> {
+    let Some(trial) = journal.trial()? else { return Ok(None) };
+    let Ok(slot) = trial.slot.as_str().parse() else { return Ok(None) };
+    let running = look.active == Some(trial.slot);
+    let tries = look.tries.filter(|_| look.next == Some(trial.slot));
+    let since = trial.since.to_rfc3339_opts(SecondsFormat::Secs, true);
+    Ok(Some(TrialReport { slot, release: trial.release, since, running, tries }))
 }
 
 /// Why a report cannot be made.
@@ -149,6 +181,14 @@ impl fmt::Display for Status {
             }
             None => writeln!(f, "drift    not looked for yet; `goldsync-agent verify` looks")?,
         }
+        if let Some(trial) = &self.trial {
+            let tries = trial.tries.map(|tries| format!(", {tries} tries left")).unwrap_or_default();
+            let state = if trial.running { "has to show itself good" } else { "waits for a restart" };
+            writeln!(f, "trial    {} in slot {} {state}{tries}, since {}", trial.release, trial.slot, trial.since)?;
+        }
+        for held in &self.held {
+            writeln!(f, "held     {} since {}: {}", held.release, held.since, held.why)?;
+        }
         match &self.last {
             Some(last) => writeln!(f, "last     {} {}", time(&last.at), outcome(last))?,
             None => writeln!(f, "last     no update yet")?,
@@ -168,6 +208,7 @@ pub fn words(phase: Phase) -> Option<&'static str> {
         Phase::Fetch => Some("fetching and staging"),
         Phase::Verify => Some("reading back"),
         Phase::Swap => Some("switching"),
+        Phase::Trial => Some("looking whether it is healthy"),
         Phase::Repair => Some("looking for drift"),
         _ => None,
     }
@@ -196,6 +237,7 @@ fn outcome(last: &Last) -> String {
             "updated to{release} by {}: {} bytes received, {} blocks written, {} skipped",
             account.path, account.received, account.written, account.skipped
         ),
+        Outcome::Waits { wait, .. } => format!("staged{release}, and waits: {}", wait.why),
         Outcome::Failed { error } => format!("failed{release}: {error}"),
         other => format!("{other:?}"),
     }

@@ -8,7 +8,7 @@
 //! Both are the same atomic step; the records' order tells which of the two words fits, so that neither does the other's
 //! work by mistake. After a rollback the channel still points at the release that was left. [`Journal::hold`] keeps the
 //! daemon from going there again by itself: until the channel moves on, or somebody says `activate`, `sync` or orders a
-//! fleet sync.
+//! fleet sync. What is activated anew is on trial first: see [`crate::trial`].
 
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::release::ReleaseRef;
@@ -115,14 +115,8 @@ impl Swap<'_> {
         if self.newer(active, &proven)? { Err(SwapError::Newer { slot, release: proven.release }) } else { Ok(proven) }
     }
 
-    /// Activates whatever the standby slot was proven to hold, older or newer: for a channel that was pointed back at what
-    /// ran before. The caller has just proven it.
-    pub fn to_standby(&self) -> Result<Swapped, SwapError> {
-        let (active, standby, proven) = self.look()?;
-        self.step(active, standby, proven)
-    }
-
-    /// Goes back to what was active before, and holds the release that is left. The caller has just proven the slot.
+    /// Goes back to what was active before, and holds the release that is left. The caller has just proven the slot. No trial:
+    /// it was kept once.
     pub fn back(&self) -> Result<Swapped, SwapError> {
         self.previous()?;
         let (active, standby, proven) = self.look()?;
@@ -130,9 +124,11 @@ impl Swap<'_> {
             && let Some(left) = left.proven()
         {
             // Before the step: a crash in between costs one manual `sync`, the other order would undo the rollback.
-            self.journal.set_hold(left.image, &left.release)?;
+            self.journal.hold(left.image, &left.release, "somebody went back from it by hand")?;
         }
-        self.activate_slot(active, standby, proven)
+        self.activation.activate(standby, &Holds::of(&proven), 0)?;
+        self.journal.end_trial()?;
+        Ok(Swapped { from: active, to: standby, image: proven.image, release: proven.release })
     }
 
     /// The active slot, the standby slot, and what the latter was proven to hold.
@@ -156,18 +152,6 @@ impl Swap<'_> {
     fn newer(&self, active: Option<SlotName>, standby: &Proven) -> Result<bool, SwapError> {
         let record = active.map(|active| self.journal.slot(active)).transpose()?;
         Ok(record.as_ref().and_then(SlotRecord::proven).is_none_or(|active| standby.at > active.at))
-    }
-
-    fn step(&self, from: Option<SlotName>, to: SlotName, proven: Proven) -> Result<Swapped, SwapError> {
-        let swapped = self.activate_slot(from, to, proven)?;
-        self.journal.clear_hold()?;
-        Ok(swapped)
-    }
-
-    fn activate_slot(&self, from: Option<SlotName>, to: SlotName, proven: Proven) -> Result<Swapped, SwapError> {
-        let Proven { image, release, size, verity, .. } = proven;
-        self.activation.activate(to, &Holds { image, release: release.clone(), size, verity }, 0)?;
-        Ok(Swapped { from, to, image, release })
     }
 }
 
@@ -209,7 +193,13 @@ mod tests {
         }
 
         fn activate(&self) -> Result<Swapped, SwapError> {
-            self.swap(|swap| swap.next().and_then(|_| swap.to_standby()))
+            self.swap(|swap| {
+                swap.next()?;
+                let (from, to, proven) = swap.look()?;
+                swap.activation.activate(to, &Holds::of(&proven), 0)?;
+                swap.journal.let_go(proven.image)?;
+                Ok(Swapped { from, to, image: proven.image, release: proven.release })
+            })
         }
 
         fn rollback(&self) -> Result<Swapped, SwapError> {
@@ -217,7 +207,7 @@ mod tests {
         }
 
         fn held(&self) -> Option<String> {
-            self.journal.hold().unwrap().map(|hold| hold.release.to_string())
+            self.journal.held().unwrap().first().map(|held| held.release.to_string())
         }
     }
 

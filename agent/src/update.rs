@@ -14,25 +14,29 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use chrono::Utc;
 use goldsync_proto::block::{Geometry, byte_of, runs_of};
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::limits::{BLOCK, TRUST_BYTES_MAX, TRUST_FILE_MAX, TRUST_FILES_MAX};
 use goldsync_proto::plan::{Plan, Source as From, Step};
 use goldsync_proto::release::{Manifest, ManifestError, ReleaseRef};
 use goldsync_proto::verity::Derived;
-use goldsync_proto::wire::{Account, Answer, Outcome, Phase, Progress, Request};
+use goldsync_proto::wire::{Account, Answer, Outcome, Phase, Progress, Request, Wait, WaitOn};
 use tokio_util::sync::CancellationToken;
 
-use crate::boot::{Activation, ActivationError};
-use crate::config::Config;
+use crate::boot::{Activation, ActivationError, Effect};
+use crate::budget::{self, Ceiling, OverBudget};
+use crate::config::{Budget, Config, How};
 use crate::fetch;
 use crate::job::{Base, Hashes, Job, JobError};
-use crate::journal::{Journal, JournalError, Proven, RunLock, SlotRecord};
+use crate::journal::{Journal, JournalError, Proven, RunLock, SlotRecord, Trial};
 use crate::link::{Link, LinkError, Wire};
 use crate::plan::{self, near::Stranger};
+use crate::restart::{self, Next, RestartError};
 use crate::slot::{SlotError, SlotName, Source, Standby, Wanted};
 use crate::stage::{Before, Stage, StageError};
 use crate::swap::{Swap, SwapError};
+use crate::trial::{self, Settled, Standing};
 use crate::trust::{Trust, TrustError};
 use crate::verify::{self, RegionHash};
 
@@ -79,9 +83,14 @@ pub struct Context {
     pub events: Events,
     /// Set when the work shall stop at the next safe place.
     pub stop: CancellationToken,
-    /// Whether somebody asked for this. If nobody did (a schedule, a hint), a release that was rolled back from is left
+    /// Whether somebody asked for this. If nobody did (a schedule, a hint), a release that failed or was rolled back from is left
     /// alone: see [`crate::swap`].
     pub asked: bool,
+    /// Whether nobody is at hand: then the maintenance window and the people who use the machine are waited for, and the machine
+    /// is started again where that is needed; see [`crate::restart`].
+    pub unattended: bool,
+    /// Whether an update may take more bytes than the budget allows.
+    pub any_size: bool,
 }
 
 /// Why a verb failed. The active slot is as it was.
@@ -124,6 +133,27 @@ pub enum UpdateError {
     /// The swap.
     #[error(transparent)]
     Swap(#[from] SwapError),
+    /// What is active now has not shown itself good: the other slot is the way back.
+    #[error(
+        "{release} is on trial in slot {slot}, and the other slot is what there is to go back to: it is not written; wait, or keep what runs: `goldsync-agent confirm --force`"
+    )]
+    OnTrial {
+        /// What runs.
+        release: ReleaseRef,
+        /// Where.
+        slot: SlotName,
+    },
+    /// It did not show itself good, and the node went back.
+    #[error("{release} was not kept: {why}; it is not tried again until somebody asks: `goldsync-agent sync`")]
+    Unhealthy {
+        /// What failed.
+        release: ReleaseRef,
+        /// What was wrong, and what was done about it.
+        why: String,
+    },
+    /// The machine cannot be started again.
+    #[error(transparent)]
+    Restart(#[from] RestartError),
     /// No slot is active.
     #[error("no slot is active yet; `goldsync-agent sync` installs one")]
     NoActive,
@@ -167,7 +197,9 @@ impl UpdateError {
             Self::Job(JobError::Journal(JournalError::Busy { .. })) => 75,
             Self::Job(JobError::Journal(_)) | Self::Swap(SwapError::Journal(_)) => 5,
             Self::Job(JobError::Stopped) => 130,
+            Self::Job(JobError::Budget(_)) => 9,
             Self::Trust(_) | Self::Manifest { .. } | Self::TooOld { .. } => 3,
+            Self::Unhealthy { .. } => 8,
             _ => 1,
         }
     }
@@ -194,15 +226,29 @@ pub enum Verdict {
     UpToDate,
     /// Activate: the standby slot holds it, proven.
     Staged,
+    /// Start the machine again: it is activated, and the next start runs it.
+    Activated,
     /// Download and activate.
     Update,
-    /// Nothing: it was rolled back from on this node, and nobody asked for it since.
+    /// Nothing: it failed on this node or was rolled back from, and nobody asked for it since.
     Held,
 }
 
 impl Context {
-    fn tell(&self, event: Event) {
+    pub(crate) fn tell(&self, event: Event) {
         (self.events)(event);
+    }
+
+    /// Starts the machine again, into what the next start takes.
+    pub(crate) fn restart(&self, how: &How) -> Result<(), UpdateError> {
+        let next = self.activation.look()?.next;
+        let proven = next.map(|slot| self.proven(slot)).transpose()?.flatten();
+        let next = next.map(|slot| Next {
+            slot,
+            path: self.config.slots.path(slot),
+            sealed: proven.as_ref().and_then(|proven| proven.verity.as_ref()),
+        });
+        Ok(restart::restart(how, next)?)
     }
 
     /// The connection.
@@ -284,6 +330,11 @@ async fn trust_files(
 pub async fn check(ctx: &mut Context) -> Result<Check, UpdateError> {
     ctx.tell(Event::Phase(Phase::Check));
     refresh(ctx).await?;
+    check_offline(ctx).await
+}
+
+/// The same by the signed metadata that is here, without a server.
+pub async fn check_offline(ctx: &mut Context) -> Result<Check, UpdateError> {
     let channel = ctx.config.channel.clone();
     let (_, target) = ctx.trust.desired(&channel).await?.ok_or(UpdateError::NoRelease { channel })?;
     judge(ctx, target).await
@@ -312,9 +363,21 @@ pub async fn forecast(ctx: &Context, check: &Check) -> Result<Option<Forecast>, 
     let plan = plan::fetch_plan(ctx.link()?.as_ref(), &ctx.stop, pair, FORECAST_PATIENCE).await?;
     Ok(plan.map(|(plan, length)| Forecast {
         path: if base.is_some() { "pack" } else { "cold" },
-        received: length + plan.packs.iter().map(|pack| u64::from(pack.wire_len)).sum::<u64>(),
+        received: length + wire_of(&plan),
         fetched: plan.packs.iter().map(|pack| u64::from(pack.raw_len) / BLOCK).sum(),
     }))
+}
+
+/// By how much an update would be over the budget, as far as the server's plan tells.
+pub async fn over_budget(ctx: &Context, check: &Check) -> Result<Option<OverBudget>, UpdateError> {
+    let Some(ceiling) = ceiling(ctx)? else { return Ok(None) };
+    let forecast = forecast(ctx, check).await?;
+    Ok(forecast.and_then(|forecast| ceiling.allow(forecast.received, true).err()))
+}
+
+/// Bytes of all packs of a plan.
+fn wire_of(plan: &Plan) -> u64 {
+    plan.packs.iter().map(|pack| u64::from(pack.wire_len)).sum()
 }
 
 async fn judge(ctx: &mut Context, target: Manifest) -> Result<Check, UpdateError> {
@@ -323,13 +386,16 @@ async fn judge(ctx: &mut Context, target: Manifest) -> Result<Check, UpdateError
     let running = active.map(|slot| ctx.proven(slot)).transpose()?.flatten();
     let standby = ctx.proven(ctx.standby()?)?;
     let holds = |proven: &Option<Proven>| proven.as_ref().is_some_and(|proven| proven.image == target.image);
-    let held = !ctx.asked && ctx.journal.hold()?.is_some_and(|hold| hold.image == target.image);
+    let held = if ctx.asked { None } else { ctx.journal.held_back(target.image)? };
+    let waits = matches!(trial::look(ctx)?, Some((trial, Standing::Waits)) if trial.image == target.image);
     let verdict = if holds(&running) {
         Verdict::UpToDate
-    } else if held {
-        let release = &target.release;
-        ctx.tell(Event::Note(format!("{release} was rolled back from; `goldsync-agent sync` goes there again")));
+    } else if let Some(held) = held {
+        let (release, why) = (&target.release, held.why);
+        ctx.tell(Event::Note(format!("{release} is held: {why}; `goldsync-agent sync` goes there again")));
         Verdict::Held
+    } else if waits {
+        Verdict::Activated
     } else if holds(&standby) {
         Verdict::Staged
     } else {
@@ -407,7 +473,7 @@ pub async fn install(ctx: &mut Context, release: &ReleaseRef) -> Result<(Check, 
 
 async fn stage_if_needed(ctx: &Context, check: &Check, begun: &Begun) -> Result<Option<Account>, UpdateError> {
     let account = match check.verdict {
-        Verdict::UpToDate | Verdict::Held => None,
+        Verdict::UpToDate | Verdict::Held | Verdict::Activated => None,
         Verdict::Staged if renewed(ctx, check).await? => None,
         Verdict::Staged | Verdict::Update => stage(ctx, &check.target, begun).await?,
     };
@@ -430,14 +496,17 @@ async fn renewed(ctx: &Context, check: &Check) -> Result<bool, UpdateError> {
     Ok(good)
 }
 
-/// Check, download, activate: the whole chain. Does nothing if the channel's release runs already.
+/// Check, download, activate: the whole chain. Does nothing if the channel's release runs already. A trial that is on is
+/// brought to its end first.
 pub async fn sync(ctx: &mut Context) -> Result<Outcome, UpdateError> {
+    settled(ctx).await?;
     let lock = ctx.journal.lock()?;
     let begun = Begun::now(ctx);
     let check = check(ctx).await?;
     let check = recognised(ctx, check).await?;
     let staged = match check.verdict {
         Verdict::UpToDate | Verdict::Held => None,
+        Verdict::Activated => Some(begun.account(ctx, "staged", None)),
         Verdict::Staged if still_proven(ctx, ctx.standby()?).await?.is_ok() => Some(begun.account(ctx, "staged", None)),
         Verdict::Staged | Verdict::Update => stage(ctx, &check.target, &begun).await?,
     };
@@ -445,34 +514,99 @@ pub async fn sync(ctx: &mut Context) -> Result<Outcome, UpdateError> {
         ctx.tell(Event::Phase(Phase::Idle));
         return Ok(Outcome::UpToDate);
     };
-    swap(ctx, &lock)?;
-    Ok(Outcome::Updated { account: begun.finish(ctx, account) })
+    let account = begun.finish(ctx, account);
+    if let Some(wait) = gate(ctx).await? {
+        ctx.tell(Event::Phase(Phase::Idle));
+        return Ok(Outcome::Waits { account, wait });
+    }
+    if check.verdict != Verdict::Activated {
+        swap(ctx, &lock)?;
+    }
+    drop(lock);
+    in_use(ctx, begun.finish(ctx, account)).await
+}
+
+/// What keeps the machine from being disturbed now; nothing does if somebody is at hand.
+async fn gate(ctx: &Context) -> Result<Option<Wait>, UpdateError> {
+    if !ctx.unattended {
+        return Ok(None);
+    }
+    let (config, effect) = (ctx.config.clone(), ctx.activation.takes_effect());
+    let asked = tokio::task::spawn_blocking(move || restart::gate(&config.restart, effect, Utc::now())).await;
+    Ok(asked.map_err(|error| JobError::Worker(error.to_string()))?)
+}
+
+/// What was just activated comes into use: at once, and then shows itself good; or by a restart.
+pub(crate) async fn in_use(ctx: &Context, account: Account) -> Result<Outcome, UpdateError> {
+    if ctx.activation.takes_effect() == Effect::AtOnce {
+        settled(ctx).await?;
+        return Ok(Outcome::Updated { account });
+    }
+    let how = &ctx.config.restart.how;
+    let why = if ctx.unattended && *how != How::None {
+        ctx.restart(how)?;
+        "the machine is started again now"
+    } else {
+        "the next start of the machine runs it"
+    };
+    Ok(Outcome::Waits { account, wait: Wait { on: WaitOn::Restart, why: why.into(), until: None } })
+}
+
+/// Brings a trial to its end, if one is on. One that failed is an error.
+pub async fn settled(ctx: &Context) -> Result<Settled, UpdateError> {
+    let settled = trial::settle(ctx).await?;
+    ctx.tell(Event::Phase(Phase::Idle));
+    match settled {
+        Settled::Back { left: release, why } => Err(UpdateError::Unhealthy { release, why }),
+        other => Ok(other),
+    }
+}
+
+/// The outcome of a trial that ended well.
+pub fn confirmed() -> Outcome {
+    Outcome::Updated { account: Account { path: "confirm".into(), ..Account::default() } }
 }
 
 /// Makes the standby slot, staged and proven by an earlier run, the active one. Needs no server.
-pub async fn activate(ctx: &mut Context) -> Result<Proven, UpdateError> {
+pub async fn activate(ctx: &mut Context) -> Result<(Proven, Outcome), UpdateError> {
     let lock = ctx.journal.lock()?;
     let proven = ctx.swap(&lock).next()?;
     prove_again(ctx, &proven).await?;
     swap(ctx, &lock)?;
-    Ok(proven)
+    drop(lock);
+    let account = Account { path: "activate".into(), ..Account::default() };
+    Ok((proven, in_use(ctx, account).await?))
 }
 
-/// Goes back to what was active before, and holds the release that is left. Needs no server.
-pub async fn rollback(ctx: &mut Context) -> Result<Proven, UpdateError> {
+/// Goes back to what was active before, and holds the release that is left; what was activated and has not been started yet is
+/// called off. Needs no server.
+pub async fn rollback(ctx: &mut Context) -> Result<(Proven, Outcome), UpdateError> {
     let lock = ctx.journal.lock()?;
+    let account = Account { path: "rollback".into(), ..Account::default() };
+    if let Some((trial, Standing::Waits)) = trial::look(ctx)? {
+        ctx.journal.hold(trial.image, &trial.release, "it was called off by hand before it was started")?;
+        ctx.activation.retire(trial.slot)?;
+        ctx.journal.end_trial()?;
+        let active = ctx.activation.active()?.ok_or(UpdateError::NoActive)?;
+        let proven = ctx.proven(active)?.ok_or(UpdateError::Unclaimed { slot: active })?;
+        return Ok((proven, Outcome::Updated { account }));
+    }
     let proven = ctx.swap(&lock).previous()?;
     prove_again(ctx, &proven).await?;
     ctx.tell(Event::Phase(Phase::Swap));
     ctx.swap(&lock).back()?;
+    drop(lock);
     ctx.tell(Event::Phase(Phase::Idle));
-    Ok(proven)
+    Ok((proven, in_use(ctx, account).await?))
 }
 
 /// Makes the standby slot, just proven, the active one.
 pub(crate) fn swap(ctx: &Context, lock: &RunLock) -> Result<(), UpdateError> {
     ctx.tell(Event::Phase(Phase::Swap));
-    ctx.swap(lock).to_standby()?;
+    let (from, to, proven) = ctx.swap(lock).look()?;
+    trial::begin(ctx, from, to, &proven)?;
+    // Somebody, or the channel, wants it: whatever it did before.
+    ctx.journal.let_go(proven.image)?;
     ctx.tell(Event::Phase(Phase::Idle));
     Ok(())
 }
@@ -488,7 +622,7 @@ async fn prove_again(ctx: &Context, proven: &Proven) -> Result<(), UpdateError> 
 
 /// Reads a slot that was proven in an earlier run once more: disks rot, and what is activated must be golden now. A record
 /// that is no longer true is cleared, and what the slot reads as instead is told.
-async fn still_proven(ctx: &Context, slot: SlotName) -> Result<Result<(), ImageId>, UpdateError> {
+pub(crate) async fn still_proven(ctx: &Context, slot: SlotName) -> Result<Result<(), ImageId>, UpdateError> {
     ctx.tell(Event::Phase(Phase::Verify));
     let Some(proven) = ctx.proven(slot)? else { return Ok(Err(ImageId::of(b""))) };
     let source = Source::open(slot, ctx.config.slots.path(slot))?;
@@ -640,8 +774,15 @@ fn cache(ctx: &Context, geometry: Geometry) -> Result<PathBuf, StageError> {
 
 fn open_job(ctx: &Context, target: &Manifest, geometry: Geometry, base: Option<Base>) -> Result<Arc<Job>, UpdateError> {
     let name = ctx.standby()?;
+    if let Some((Trial { release, slot, .. }, Standing::Running)) = trial::look(ctx)? {
+        return Err(UpdateError::OnTrial { release, slot });
+    }
     let active = ctx.activation.active()?.map(|slot| Source::open(slot, ctx.config.slots.path(slot))).transpose()?;
     let record = ctx.journal.slot(name)?;
+    if ctx.activation.takes_effect() == Effect::AtOnce {
+        // What readers are just leaving is waited for; else it would count as in use.
+        ctx.activation.retire(name)?;
+    }
     let standby = Standby::open(&Wanted {
         name,
         path: ctx.config.slots.path(name),
@@ -650,6 +791,9 @@ fn open_job(ctx: &Context, target: &Manifest, geometry: Geometry, base: Option<B
         active: active.as_ref(),
     })?;
     let cache = cache(ctx, geometry)?;
+    // A boot loader first: it must not start from what is half written. What waits for a restart is called off with it.
+    ctx.activation.retire(name)?;
+    ctx.journal.end_trial()?;
     // Durable before the first byte: from here on nobody may believe the slot.
     ctx.journal.set_staging(name, target.image, &target.release)?;
     let before = before(ctx, &record, &standby, active.as_ref(), target);
@@ -664,8 +808,18 @@ fn open_job(ctx: &Context, target: &Manifest, geometry: Geometry, base: Option<B
         threads: ctx.config.limits.threads.max(1),
         scan_budget: ctx.config.limits.scan_budget,
         prefer: ctx.config.limits.prefer,
+        ceiling: ceiling(ctx)?,
         cache,
     }))
+}
+
+/// The most bytes that an update may take over the link there is.
+pub fn ceiling(ctx: &Context) -> Result<Option<Ceiling>, UpdateError> {
+    if ctx.any_size || ctx.config.budget == Budget::default() {
+        return Ok(None);
+    }
+    let interface = ctx.link()?.local_ip().and_then(budget::interface);
+    Ok(Ceiling::of(&ctx.config.budget, interface.as_deref()))
 }
 
 /// What the standby slot begins with. A clone of the active slot, where it costs nothing: then only what changes is written.
@@ -695,6 +849,7 @@ async fn watched<T>(
             _ = ticks.tick() => {
                 let done = (job.stage.tally.done() * BLOCK).min(job.target.size);
                 let received = job.link.wire().since(start).received;
+                job.afford(received, false)?;
                 ctx.tell(Event::Progress(Progress { done, total: job.target.size, received }));
             }
             () = ctx.stop.cancelled() => return Err(JobError::Stopped.into()),
@@ -720,6 +875,7 @@ async fn make(ctx: &Context, job: &Arc<Job>) -> Result<&'static str, JobError> {
         }
         None => {
             ctx.tell(Event::Phase(Phase::Fetch));
+            job.afford(job.geometry.size(), true)?;
             fetch::blocks(job, job.target.image, &[(0, job.geometry.blocks())], with_followers(vec![])).await?;
             Ok("blocks")
         }
@@ -729,6 +885,7 @@ async fn make(ctx: &Context, job: &Arc<Job>) -> Result<&'static str, JobError> {
 /// Local steps and packs at the same time: they write different blocks. What derives from those comes last.
 async fn carry_out(ctx: &Context, job: &Arc<Job>, plan: Plan) -> Result<(), JobError> {
     ctx.tell(Event::Phase(Phase::Fetch));
+    job.afford(wire_of(&plan), true)?;
     check_space(job, &plan)?;
     let plan = Arc::new(plan);
     let local = plan.clone();
@@ -751,6 +908,7 @@ async fn by_signature(ctx: &Context, job: &Arc<Job>) -> Result<bool, JobError> {
         return Ok(false);
     }
     ctx.tell(Event::Phase(Phase::Fetch));
+    job.afford(fetched * BLOCK, true)?;
     check_space(job, &own.plan)?;
     let plan::own::Own { plan, followers, mosaic } = own;
     let derived = plan.derived();

@@ -14,6 +14,7 @@ pub mod block;
 pub mod codec;
 pub mod content;
 pub mod digest;
+pub mod explain;
 pub mod grain;
 pub mod image;
 pub mod limits;

@@ -110,3 +110,6 @@ pub const ROLLING_ROUND: usize = 256 << 10;
 /// Golden blocks whose grains are searched for in one round of the fine scan: 31 bytes a grain, 47 while it is prepared; 24 MiB
 /// in all.
 pub const GRAIN_ROUND: usize = 64 << 10;
+
+/// Releases that a node remembers not to go to unasked. More failures than this in a row are one failure of another kind.
+pub const HELD_MAX: usize = 16;

@@ -298,6 +298,74 @@ pub struct Report {
     /// Drifted blocks in the active slot, as far as known: by the last `verify` or update.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drifted: Option<u64>,
+    /// What was activated and has not shown itself good yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<TrialReport>,
+    /// What the node waits for before it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait: Option<Wait>,
+    /// Releases that the node does not go to unasked; the latest last, at most `HELD_MAX`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<Held>,
+}
+
+/// A slot on trial.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrialReport {
+    /// The slot's name.
+    pub slot: Word,
+    /// What it holds.
+    pub release: ReleaseRef,
+    /// When it was activated, RFC 3339.
+    pub since: String,
+    /// Whether it runs; if not, it will after the next restart.
+    pub running: bool,
+    /// How many more starts the boot loader allows it, where it counts them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tries: Option<u8>,
+}
+
+/// What a node waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wait {
+    /// The kind of it.
+    pub on: WaitOn,
+    /// For people.
+    pub why: String,
+    /// Until when at most, RFC 3339, if that can be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+}
+
+/// The kinds of what a node waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum WaitOn {
+    /// Its maintenance window.
+    Window,
+    /// A program that must not be interrupted.
+    Inhibitor,
+    /// Somebody who is logged in.
+    Session,
+    /// A restart of the machine, by somebody else.
+    Restart,
+    /// Something that this version has no word for.
+    #[serde(other)]
+    Other,
+}
+
+/// A release that a node does not go to unasked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Its image.
+    pub image: ImageId,
+    /// Its name.
+    pub release: ReleaseRef,
+    /// Since when, RFC 3339.
+    pub since: String,
+    /// Why: what failed, or who went back.
+    pub why: String,
 }
 
 /// What a slot holds, by the node's own proof.
@@ -333,6 +401,8 @@ pub enum Phase {
     Staged,
     /// The one atomic step.
     Swap,
+    /// Activated, and has to show itself good.
+    Trial,
     /// Hashing the active slot, or repairing it.
     Repair,
     /// The last update failed; `error` says why.
@@ -400,6 +470,13 @@ pub enum Outcome {
     Updated {
         /// The account of it.
         account: Account,
+    },
+    /// All of it is here and proven; it is in use when what the node waits for has come.
+    Waits {
+        /// What it took so far.
+        account: Account,
+        /// For what.
+        wait: Wait,
     },
     /// It did not work; the active slot is as it was.
     Failed {

@@ -30,8 +30,8 @@ use goldsync_proto::release::{Section, Word};
 use goldsync_proto::signature::{Signature, read_subtrees};
 use goldsync_proto::verity::{self, Derived, Salted, Tree};
 use goldsync_proto::wire::{
-    Account, Answer, FRAME_HEAD, Hello, Near, NodeSays, Outcome, Phase, Prefer, Progress, Report, Request, ServerSays,
-    SlotReport, TrustFile, frame, frame_len, unframe,
+    Account, Answer, FRAME_HEAD, Held, Hello, Near, NodeSays, Outcome, Phase, Prefer, Progress, Report, Request,
+    ServerSays, SlotReport, TrialReport, TrustFile, Wait, WaitOn, frame, frame_len, unframe,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -108,7 +108,17 @@ fn what_nodes_say_is_written_and_read_as_the_vectors_say() {
         progress: Some(Progress { done: 4096, total: 8192, received: 1000 }),
         error: None,
         drifted: Some(0),
+        trial: None,
+        wait: None,
+        held: vec![],
     };
+    let release = || "web:2026.11.28".parse().unwrap();
+    let since = || "2026-11-28T02:00:00Z".to_owned();
+    let trial = TrialReport { slot: word("b"), release: release(), since: since(), running: true, tries: Some(2) };
+    let why = "the maintenance window (02:00-04:00, UTC) is closed".to_owned();
+    let wait = Wait { on: WaitOn::Window, why, until: Some("2026-11-29T02:00:00Z".into()) };
+    let held = Held { image: D, release: release(), since: since(), why: "nginx.service is not active".into() };
+    let trying = Report { trial: Some(trial), phase: Phase::Trial, held: vec![held], ..Report::default() };
     let path = "pack".to_owned();
     let (received, sent, elapsed_ms) = (1000, 200, 35);
     let account = Account { path, received, sent, written: 1, skipped: 1, repaired: 0, derived: 0, elapsed_ms };
@@ -117,7 +127,9 @@ fn what_nodes_say_is_written_and_read_as_the_vectors_say() {
         "node-says.hex",
         &[
             ("report", NodeSays::Report { report }),
-            ("sync-done-updated", done(Outcome::Updated { account })),
+            ("report-trial", NodeSays::Report { report: trying }),
+            ("sync-done-updated", done(Outcome::Updated { account: account.clone() })),
+            ("sync-done-waits", done(Outcome::Waits { account, wait })),
             ("sync-done-up-to-date", done(Outcome::UpToDate)),
             ("sync-done-failed", done(Outcome::Failed { error: "the disk is full".into() })),
         ],
@@ -232,6 +244,9 @@ fn hash_trees_are_found_and_derived_as_the_vectors_say() {
         let image = [&data, part("superblock"), part("tree")].concat();
         assert_eq!(verity::find(&image), [Derived { tree, runs: vec![(131, 3)] }], "{name}");
     }
+    let (tree, sealed) = verity::seal(&data, ImageId::of(&data)).unwrap();
+    assert_eq!(tree[..BLOCK as usize], vectors["sealed superblock"]);
+    assert_eq!(sealed.root_hash.0, vectors["sealed root-hash"][..]);
 }
 
 #[test]

@@ -42,7 +42,7 @@ pub struct Machine {
     pub slots: [PathBuf; 2],
     /// The channel that it follows.
     pub channel: String,
-    /// The section `[activation]` of its configuration; a link, unless changed.
+    /// The section `[activation]` of its configuration.
     pub activation: String,
     /// The section `[schedule]` of its configuration.
     pub schedule: String,
@@ -114,8 +114,8 @@ impl Machine {
         fs::create_dir_all(folder).expect("a machine's folder");
         let slots = ["a.img", "b.img"].map(|file| folder.join(file));
         let (name, folder, channel) = (name.to_owned(), folder.to_owned(), "production".into());
-        let (schedule, more) = ("splay = \"0\"\n".into(), String::new());
         let activation = format!("backend = \"symlink\"\nlink = \"{}\"\n", folder.join("current").display());
+        let (schedule, more) = ("splay = \"0\"\n".into(), String::new());
         let machine = Self { name, folder, server, slots, channel, activation, schedule, more };
         machine.write_config();
         machine

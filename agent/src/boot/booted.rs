@@ -21,8 +21,32 @@ use crate::volume;
 /// The word on the kernel's command line.
 const WORD: &str = "goldsync.slot=";
 
+/// The kernel's name for this run of it.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// How often user space was started on this kernel: `/run` survives a soft-reboot.
+const SOFT_REBOOTS: &str = "/run/goldsync/soft-reboots";
+
 /// Device mapper devices over each other that are looked through.
 const LAYERS: u32 = 8;
+
+/// Which run of the machine this is: another one after each start, also of user space alone (soft-reboot). `cmdline` belongs to
+/// it, because it is what tests exchange.
+pub fn run(cmdline: &Path) -> String {
+    let text = |path: &Path| fs::read_to_string(path).unwrap_or_default();
+    let parts = [text(Path::new(BOOT_ID)), text(Path::new(SOFT_REBOOTS)), text(cmdline)];
+    let [boot, soft, cmdline] = parts.each_ref().map(|part| part.trim());
+    let hash = blake3::hash(cmdline.as_bytes()).to_hex();
+    format!("{boot}.{}.{}", if soft.is_empty() { "0" } else { soft }, &hash[..8])
+}
+
+/// Counts that user space is about to start again, on the same kernel.
+pub fn count_soft_reboot() -> io::Result<()> {
+    let path = Path::new(SOFT_REBOOTS);
+    let before: u64 = fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+    path.parent().map_or(Ok(()), fs::create_dir_all)?;
+    fs::write(path, format!("{}\n", before.saturating_add(1)))
+}
 
 /// Where to look.
 #[derive(Clone, Debug)]
@@ -89,8 +113,7 @@ fn beneath(sys: &Path, number: u64, layers: u32, is: &impl Fn(Identity) -> Optio
 
 /// The last such word counts, as for the kernel's own.
 fn of_cmdline(text: &str) -> Option<SlotName> {
-    let words = text.split_ascii_whitespace().filter_map(|word| word.strip_prefix(WORD));
-    words.last()?.parse().ok()
+    text.split_ascii_whitespace().rev().find_map(|word| word.strip_prefix(WORD))?.parse().ok()
 }
 
 #[cfg(test)]

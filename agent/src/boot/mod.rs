@@ -28,7 +28,7 @@ use goldsync_proto::release::ReleaseRef;
 use goldsync_proto::verity::{RootHash, Sealed};
 
 use crate::config::{Backend, Config};
-use crate::journal::JournalError;
+use crate::journal::{JournalError, Proven};
 use crate::program::ProgramError;
 use crate::slot::SlotName;
 use crate::volume::VolumeError;
@@ -39,7 +39,7 @@ mod mount;
 pub mod nextroot;
 mod symlink;
 
-pub use booted::Booted;
+pub use booted::{Booted, count_soft_reboot, run};
 pub use command::Command;
 pub use mount::{Mount, Started};
 pub use symlink::Symlink;
@@ -61,6 +61,11 @@ pub trait Activation: Send + Sync {
 
     /// When an activated slot is in use.
     fn takes_effect(&self) -> Effect;
+
+    /// Whether starts of a slot on trial are counted, so that it is given up by itself.
+    fn counts(&self) -> bool {
+        self.takes_effect() == Effect::AtRestart
+    }
 
     /// The root hash by which the kernel checks every read of the active slot, if it does. Whoever signed it has said which image
     /// that is, so that nobody needs to read it to know.
@@ -105,6 +110,14 @@ pub struct Holds {
     pub size: u64,
     /// The hash tree that it carries, if it was signed with one.
     pub verity: Option<Sealed>,
+}
+
+impl Holds {
+    /// What was proven.
+    pub fn of(proven: &Proven) -> Self {
+        let Proven { image, release, size, verity, .. } = proven.clone();
+        Self { image, release, size, verity }
+    }
 }
 
 /// Why the active slot cannot be told or changed.

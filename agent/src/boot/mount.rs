@@ -210,12 +210,15 @@ impl Mount {
     /// Waits until nothing uses `slot` any more; what still does.
     fn released(&self, slot: SlotName, patience: Duration) -> Option<slot::Use> {
         let until = Instant::now() + patience;
+        // Looking through all processes has its price: less and less often.
+        let mut pause = Duration::from_millis(5);
         loop {
             let used = slot::used(self.slots.path(slot))?;
             if Instant::now() >= until {
                 return Some(used);
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(pause);
+            pause = (2 * pause).min(Duration::from_millis(500));
         }
     }
 }
@@ -274,6 +277,11 @@ impl Activation for Mount {
 
     fn takes_effect(&self) -> Effect {
         Effect::AtOnce
+    }
+
+    /// [`Mount::at_start`] does.
+    fn counts(&self) -> bool {
+        true
     }
 
     fn root_hash(&self) -> Option<RootHash> {

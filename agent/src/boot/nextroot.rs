@@ -11,21 +11,16 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use goldsync_proto::verity::Sealed;
 use rustix::mount::UnmountFlags;
 
 use crate::mounts;
-use crate::program::{Program, ProgramError};
 use crate::slot::SlotName;
 use crate::volume::{Volume, VolumeError};
 
 /// Where systemd looks.
 pub const PLACE: &str = "/run/nextroot";
-
-/// The first systemd that has `soft-reboot`.
-const SYSTEMD: u32 = 254;
 
 /// By one of these systemd tells a root that is one; without, it would restart into the old root and say nothing.
 const MARKS: [&str; 2] = ["etc/os-release", "usr/lib/os-release"];
@@ -38,10 +33,10 @@ const STACK_MAX: usize = 16;
 #[non_exhaustive]
 pub enum NextRootError {
     /// Attaching or mounting the slot.
-    #[error("soft-reboot: {0}")]
+    #[error(transparent)]
     Volume(#[from] VolumeError),
     /// A folder that shall be kept has no place in the image.
-    #[error("soft-reboot: the image in slot {slot} has no folder {} to put this machine's over; make one in the image", folder.display())]
+    #[error("the image in slot {slot} has no folder {} to put this machine's over; make one in the image", folder.display())]
     NoPlace {
         /// Which slot.
         slot: SlotName,
@@ -50,21 +45,12 @@ pub enum NextRootError {
     },
     /// It is no system.
     #[error(
-        "soft-reboot: the image in slot {slot} has neither /etc/os-release nor /usr/lib/os-release, so that systemd would not take it for a system"
+        "the image in slot {slot} has neither /etc/os-release nor /usr/lib/os-release, so that systemd would not take it for a system"
     )]
     NoSystem {
         /// Which slot.
         slot: SlotName,
     },
-    /// systemd is too old, or is not there.
-    #[error("soft-reboot takes systemd {SYSTEMD}, and this is {have}; set `restart.how` to \"reboot\"")]
-    Systemd {
-        /// What is here.
-        have: String,
-    },
-    /// `systemctl` failed.
-    #[error("soft-reboot: {0}")]
-    Program(#[from] ProgramError),
 }
 
 /// How a slot becomes the next root.
@@ -115,55 +101,5 @@ impl NextRoot {
             bound.map_err(VolumeError::io("binding", folder))?;
         }
         Ok(())
-    }
-}
-
-/// Restarts into what was prepared. Returns when systemd has taken the order.
-pub fn restart() -> Result<(), NextRootError> {
-    require_systemd()?;
-    systemctl("soft-reboot")?;
-    Ok(())
-}
-
-/// Refuses a systemd that cannot.
-pub fn require_systemd() -> Result<(), NextRootError> {
-    let said = systemctl("--version").map_err(|error| NextRootError::Systemd { have: format!("none ({error})") })?;
-    match version(&said) {
-        Some(version) if version >= SYSTEMD => Ok(()),
-        Some(version) => Err(NextRootError::Systemd { have: version.to_string() }),
-        None => Err(NextRootError::Systemd { have: format!("{:?}", said.lines().next().unwrap_or_default()) }),
-    }
-}
-
-fn systemctl(verb: &str) -> Result<String, ProgramError> {
-    let program = Program { command: vec!["/usr/bin/systemctl".into()], limit: Duration::from_secs(60) };
-    program.call(&[verb], &[])
-}
-
-/// `systemd 254 (254.26-1~bpo12+1)`, and more lines.
-fn version(said: &str) -> Option<u32> {
-    let number = said.lines().next()?.strip_prefix("systemd ")?;
-    let end = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
-    number.get(..end)?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn systemd_s_version_is_read_from_its_first_line() {
-        for (said, expected) in [
-            ("systemd 254 (254.26-1~bpo12+1)\n+PAM +AUDIT", Some(254)),
-            ("systemd 252 (252.39-1~deb12u1)", Some(252)),
-            ("systemd 257~rc1", Some(257)),
-            ("systemd", None),
-            ("systemd x", None),
-            ("", None),
-        ] {
-            assert_eq!(version(said), expected, "{said}");
-        }
-        let old = NextRootError::Systemd { have: "252".into() }.to_string();
-        assert!(old.contains("takes systemd 254") && old.contains("252"), "{old}");
     }
 }

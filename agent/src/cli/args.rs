@@ -20,6 +20,8 @@ Exit codes:
   5    slot or disk: missing, unreadable, full, too small, mounted, in use
   6    drift found (verify)
   7    an image failed its proof
+  8    a release was not healthy here, and the node went back
+  9    more bytes than the data budget allows
   75   another run is in progress
   130  interrupted
 
@@ -96,7 +98,7 @@ Examples:
     ///
     /// The slot is read back and compared with the golden image before this returns. Interrupted, the next run keeps what
     /// was staged. Does nothing if the release runs, or is staged, already.
-    Download,
+    Download(Fetching),
     /// Like download, for a release that you name
     ///
     /// Any release that the fleet has signed may be named, whatever the channel points at; without a name this is
@@ -107,25 +109,50 @@ Examples:
     Install {
         /// NAME:VERSION; the channel's release if left out
         release: Option<ReleaseRef>,
+        /// How much it may take.
+        #[command(flatten)]
+        fetching: Fetching,
     },
     /// Make the staged image the active one; needs no server
     ///
     /// Reads the standby slot back once more, then switches in one atomic step. Refuses a slot that holds nothing proven,
-    /// or what ran before (that is `rollback`).
+    /// or what ran before (that is `rollback`). Where a boot loader starts the slots, it is told to try this one at the next
+    /// start, and to go back by itself if it does not come up. Where health is asked for ([health]), it is waited for: what is
+    /// not healthy by its deadline is left again.
     #[command(after_help = "\
 Activation by a program of yours (activation.backend = \"command\"):
   PROGRAM query         prints a, b or none, and ends with 0
   PROGRAM activate a|b  makes that slot the active one, durably, and ends with 0
+With activation.takes_effect = \"at-restart\" also `retire a|b` and `confirm a|b`, and `query` may print the slot that the
+next start takes and how many tries are left: `a b 3`.
 Any other exit code means that the old slot is still active. It is told, in its environment, GOLDSYNC_SLOT_A and
 GOLDSYNC_SLOT_B (the slots' paths), and for activate also GOLDSYNC_SLOT_PATH, GOLDSYNC_IMAGE (BLAKE3) and
 GOLDSYNC_RELEASE (NAME:VERSION). Power lost at any moment must leave the old slot active or the new one; activating the
 active slot must succeed. After activation.time_limit it is killed, with all that it has started.")]
-    Activate,
+    Activate {
+        /// Start the machine again, if what was activated waits for that: as restart.how says, or else the whole machine
+        #[arg(long)]
+        restart: bool,
+    },
     /// Go back to what was active before; needs no server
     ///
     /// Reads that slot back first. The release that is left is not gone to again by the daemon on its own, until the
-    /// channel moves on, or `activate`, `sync` or an operator's fleet sync says so.
-    Rollback,
+    /// channel moves on, or `activate`, `sync` or an operator's fleet sync says so. A release that was activated and has not
+    /// been started yet is called off.
+    Rollback {
+        /// Start the machine again, if going back waits for that
+        #[arg(long)]
+        restart: bool,
+    },
+    /// Keep what is on trial, if it is healthy; go back if it is not; needs no server
+    ///
+    /// Waits for health ([health]) until its deadline. The daemon does this by itself; this is for machines without one, and
+    /// for a unit of yours. Does nothing if nothing is on trial.
+    Confirm {
+        /// Keep it without asking how it is
+        #[arg(long)]
+        force: bool,
+    },
     /// Mount the chosen slot after the machine has started (activation.backend = "mount"); needs no server
     ///
     /// For goldsync-mount.service. Does nothing if a slot is mounted already, or none was ever activated. A slot on trial is
@@ -133,10 +160,27 @@ active slot must succeed. After activation.time_limit it is killed, with all tha
     Mount,
     /// Check, download and activate: run what the channel says
     ///
-    /// Does nothing if it runs already.
-    Sync,
+    /// Does nothing if it runs already. Maintenance windows are for the daemon: what somebody types is done at once.
+    Sync {
+        /// Start the machine again, if what was activated waits for that
+        #[arg(long)]
+        restart: bool,
+        /// How much it may take.
+        #[command(flatten)]
+        fetching: Fetching,
+    },
     /// Show the slots, what runs, drift, and how the last update ended; needs no server
     Status,
+    /// Say why this node has not updated
+    ///
+    /// Walks the decision as an update would, and ends at what stops it or makes it wait: enrolment, the server, a trial that is
+    /// on, what failed here before, the disk, the data budget, the maintenance window, people and programs that must not be
+    /// disturbed. Changes nothing. Of what is staged already it can tell without a server.
+    Explain {
+        /// Do not ask the server
+        #[arg(long)]
+        offline: bool,
+    },
     /// Hash the active slot and list the blocks that are not the golden image's
     ///
     /// Exit code 6 if there are any. The server is asked only if this node does not keep the image's block hashes.
@@ -164,6 +208,14 @@ Examples:
         #[arg(long, value_name = "FOLDER")]
         out: Option<PathBuf>,
     },
+}
+
+/// How much an update may take.
+#[derive(Clone, Copy, Debug, Default, Group)]
+pub struct Fetching {
+    /// Take as many bytes as it needs, whatever the data budget says
+    #[arg(long)]
+    pub any_size: bool,
 }
 
 /// What enrolling needs.
@@ -200,10 +252,10 @@ mod tests {
     #[test]
     fn verbs_and_flags_are_found_in_any_order() {
         let args = parse("goldsync-agent sync --json --config /x.toml -vv").unwrap();
-        assert!(matches!(args.verb, Verb::Sync) && args.global.json && args.global.verbose == 2);
+        assert!(matches!(args.verb, Verb::Sync { .. }) && args.global.json && args.global.verbose == 2);
         assert_eq!(args.global.config, Some("/x.toml".into()));
         let args = parse("goldsync-agent --json install web:1").unwrap();
-        assert!(matches!(args.verb, Verb::Install { release: Some(release) } if release.to_string() == "web:1"));
+        assert!(matches!(args.verb, Verb::Install { release: Some(release), .. } if release.to_string() == "web:1"));
         assert!(matches!(
             parse("goldsync-agent enrol --token x").unwrap().verb,
             Verb::Enroll(Enrol { force: false, .. })

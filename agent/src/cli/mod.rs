@@ -62,8 +62,8 @@ fn run(args: Args, ui: &Ui) -> Result<(), Failure> {
         Verb::Status => Work::open(&place, ui.clone(), CancellationToken::new())?.status(),
         Verb::Mount => Work::open(&place, ui.clone(), CancellationToken::new())?.mount(),
         verb => {
-            // These two end by telling the server, if it can be found: looking up its name may hang for longer than we wait.
-            let leaves = matches!(verb, Verb::Activate | Verb::Rollback);
+            // These end by telling the server, if it can be found: looking up its name may hang for longer than we wait.
+            let leaves = matches!(verb, Verb::Activate { .. } | Verb::Rollback { .. } | Verb::Confirm { .. });
             let runtime = runtime()?;
             let done = runtime.block_on(online(verb, &place, ui));
             if leaves {
@@ -85,11 +85,13 @@ async fn online(verb: Verb, place: &Where, ui: &Ui) -> Result<(), Failure> {
             () = stop.cancelled() => Err(Failure::new(INTERRUPTED, "interrupted; this machine is what it was before")),
         },
         Verb::Check { forecast } => work.check(forecast).await,
-        Verb::Download => work.download(None).await,
-        Verb::Install { release } => work.download(release).await,
-        Verb::Activate => work.activate().await,
-        Verb::Rollback => work.rollback().await,
-        Verb::Sync => work.sync().await,
+        Verb::Download(fetching) => work.download(None, fetching).await,
+        Verb::Install { release, fetching } => work.download(release, fetching).await,
+        Verb::Activate { restart } => work.activate(restart).await,
+        Verb::Rollback { restart } => work.rollback(restart).await,
+        Verb::Explain { offline } => work.explain(offline).await,
+        Verb::Confirm { force } => work.confirm(force).await,
+        Verb::Sync { restart, fetching } => work.sync(fetching, restart).await,
         Verb::Verify => work.verify().await,
         Verb::Repair => work.repair().await,
         Verb::Run => {

@@ -8,23 +8,25 @@ use std::time::Duration;
 use clap::CommandFactory;
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::release::ReleaseRef;
-use goldsync_proto::wire::{Account, Hello, Outcome};
+use goldsync_proto::wire::{Account, Hello, Outcome, Wait};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use super::args::{Args, Enrol};
+use super::args::{Args, Enrol, Fetching};
 use super::failure::{DRIFT, Failure};
 use super::ui::{self, Ui};
-use crate::boot::{Mount, Started};
-use crate::config::{Backend, Config, Where};
+use crate::boot::{Effect, Mount, Started};
+use crate::config::{Backend, Config, How, Where};
 use crate::daemon::remember;
 use crate::drift;
 use crate::enrol::enrol;
+use crate::explain;
 use crate::journal::Proven;
 use crate::link::{Link, Wire};
 use crate::node::Node;
 use crate::slot::SlotName;
 use crate::status::{self, Status};
+use crate::trial::{self, Settled, Standing};
 use crate::update::{self, Check, Context, Forecast, UpdateError, Verdict};
 
 /// How long a server may take to note how a one-shot verb left this node.
@@ -49,7 +51,8 @@ struct Checked {
     size: u64,
     active: Option<SlotName>,
     running: Option<ReleaseRef>,
-    held: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     forecast: Option<Forecast>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,6 +64,8 @@ struct Swapped {
     active: Option<SlotName>,
     release: ReleaseRef,
     image: ImageId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wait: Option<Wait>,
 }
 
 #[derive(Serialize)]
@@ -108,8 +113,9 @@ impl Work {
     }
 
     /// `download`, `install`
-    pub async fn download(&self, release: Option<ReleaseRef>) -> Result<(), Failure> {
+    pub async fn download(&self, release: Option<ReleaseRef>, args: Fetching) -> Result<(), Failure> {
         let (mut ctx, link) = self.online().await?;
+        ctx.any_size = args.any_size;
         let done = match &release {
             Some(release) => update::install(&mut ctx, release).await,
             None => update::download(&mut ctx).await,
@@ -125,19 +131,62 @@ impl Work {
     }
 
     /// `activate`
-    pub async fn activate(&self) -> Result<(), Failure> {
+    pub async fn activate(&self, restart: bool) -> Result<(), Failure> {
         let mut ctx = self.node.context(None, self.ui.events(), self.stop.clone())?;
-        let proven = update::activate(&mut ctx).await?;
-        self.swapped("activate", &ctx, proven)?;
-        self.tell_of_it().await;
-        Ok(())
+        let done = self.noted(update::activate(&mut ctx).await)?;
+        self.swapped(&ctx, done).await?;
+        self.restart_if(restart, &ctx)
     }
 
     /// `rollback`
-    pub async fn rollback(&self) -> Result<(), Failure> {
+    pub async fn rollback(&self, restart: bool) -> Result<(), Failure> {
         let mut ctx = self.node.context(None, self.ui.events(), self.stop.clone())?;
-        let proven = update::rollback(&mut ctx).await?;
-        self.swapped("rollback", &ctx, proven)?;
+        let done = update::rollback(&mut ctx).await?;
+        self.swapped(&ctx, done).await?;
+        self.restart_if(restart, &ctx)
+    }
+
+    /// `confirm`
+    pub async fn confirm(&self, force: bool) -> Result<(), Failure> {
+        let ctx = self.node.context(None, self.ui.events(), self.stop.clone())?;
+        let settled = match (force, trial::look(&ctx)?) {
+            (true, Some((trial, Standing::Running))) => trial::confirm(&ctx, trial)?,
+            _ => self.noted(update::settled(&ctx).await)?,
+        };
+        let (state, release) = match &settled {
+            Settled::Confirmed(trial) => ("confirmed", Some(&trial.release)),
+            Settled::Waits(trial) => ("waits for a restart", Some(&trial.release)),
+            _ => ("nothing on trial", None),
+        };
+        self.ui.result(&serde_json::json!({ "state": state, "release": release }), || match release {
+            Some(release) => format!("{release}: {state}"),
+            None => state.to_owned(),
+        });
+        if matches!(settled, Settled::Confirmed(_)) {
+            remember(&self.node, &update::confirmed())?;
+            self.tell_of_it().await;
+        }
+        Ok(())
+    }
+
+    /// The end of `activate` and `rollback`. The record is what a daemon beside us watches: it tells the server.
+    async fn swapped(&self, ctx: &Context, (proven, outcome): (Proven, Outcome)) -> Result<(), Failure> {
+        remember(&self.node, &outcome)?;
+        let active = ctx.activation.active()?;
+        let Proven { release, image, .. } = proven;
+        let wait = match outcome {
+            Outcome::Waits { wait, .. } => Some(wait),
+            _ => None,
+        };
+        let swapped = Swapped { active, release, image, wait };
+        self.ui.result(&swapped, || {
+            let Swapped { release, image, wait, .. } = &swapped;
+            let says = match wait {
+                Some(wait) => format!("{release} is activated; {}", wait.why),
+                None => format!("{release} is active now, in slot {}", active.map_or("?", SlotName::as_str)),
+            };
+            format!("{says}\n  image     {image}")
+        });
         self.tell_of_it().await;
         Ok(())
     }
@@ -169,18 +218,16 @@ impl Work {
         Ok(())
     }
 
-    /// The end of both. `verb` names the step in the record, which a daemon beside us watches: it tells the server.
-    fn swapped(&self, verb: &str, ctx: &Context, proven: Proven) -> Result<(), Failure> {
-        let account = Account { path: verb.to_owned(), ..Account::default() };
-        remember(&self.node, &Outcome::Updated { account })?;
-        let active = ctx.activation.active()?;
-        let Proven { release, image, .. } = proven;
-        let swapped = Swapped { active, release, image };
-        self.ui.result(&swapped, || {
-            let slot = active.map_or("?", SlotName::as_str);
-            format!("{} is active now, in slot {slot}\n  image     {}", swapped.release, swapped.image)
-        });
-        Ok(())
+    /// `--restart`: starts the machine again if what was activated waits for that.
+    fn restart_if(&self, wanted: bool, ctx: &Context) -> Result<(), Failure> {
+        if !wanted || ctx.activation.takes_effect() == Effect::AtOnce {
+            return Ok(());
+        }
+        let how = match &self.node.config.restart.how {
+            How::None => &How::Reboot,
+            how => how,
+        };
+        Ok(ctx.restart(how)?)
     }
 
     /// Lets the fleet's roster know of a swap that needed no server. The swap is done and said: whatever comes of this, and
@@ -203,10 +250,12 @@ impl Work {
     }
 
     /// `sync`
-    pub async fn sync(&self) -> Result<(), Failure> {
+    pub async fn sync(&self, args: Fetching, restart: bool) -> Result<(), Failure> {
         let (mut ctx, link) = self.online().await?;
+        ctx.any_size = args.any_size;
         let outcome = self.noted(update::sync(&mut ctx).await)?;
-        self.over(&ctx, &link, outcome, "runs already; nothing was fetched and nothing written").await
+        self.over(&ctx, &link, outcome, "runs already; nothing was fetched and nothing written").await?;
+        self.restart_if(restart, &ctx)
     }
 
     /// `repair`
@@ -252,6 +301,26 @@ impl Work {
         Ok(())
     }
 
+    /// `explain`
+    pub async fn explain(&self, offline: bool) -> Result<(), Failure> {
+        let quiet: crate::update::Events = Arc::new(|_| {});
+        let mut ctx = self.node.context(None, quiet, self.stop.clone())?;
+        let link = match offline {
+            true => Err("not asked".to_owned()),
+            false => tokio::select! {
+                connected = self.node.connect() => connected.map(Arc::new).map_err(|error| error.to_string()),
+                () = self.stop.cancelled() => return Err(UpdateError::from(crate::job::JobError::Stopped).into()),
+            },
+        };
+        let facts = explain::gather(&self.node, &mut ctx, link.clone()).await;
+        if let Ok(link) = link {
+            link.close().await;
+        }
+        let walk = explain::walk(&facts);
+        self.ui.result(&walk, || walk.to_string());
+        Ok(())
+    }
+
     /// A connection, and a context that uses it.
     async fn online(&self) -> Result<(Context, Arc<Link>), Failure> {
         let connected = tokio::select! {
@@ -294,6 +363,7 @@ impl Work {
         let proven = active.map(|slot| ctx.proven(slot)).transpose()?.flatten();
         let size = proven.as_ref().map(|proven| proven.size);
         let (release, image) = (proven.as_ref().map(|p| p.release.clone()), proven.as_ref().map(|p| p.image));
+        let next = self.node.journal.trial()?.map(|trial| trial.release.to_string());
         let synced = Synced { outcome, active, release, image, wire: link.wire(), handshake: link.handshake() };
         self.ui.result(&synced, || {
             let name = synced.release.as_ref().map_or_else(|| "the channel's release".to_owned(), ToString::to_string);
@@ -302,6 +372,14 @@ impl Work {
             match &synced.outcome {
                 Outcome::Updated { account } => {
                     format!("{name} runs now, in slot {slot}{image}\n{}", ui::account(account, size))
+                }
+                Outcome::Waits { account, wait } => {
+                    format!(
+                        "{} is activated; {}\n{}",
+                        next.as_deref().unwrap_or("it"),
+                        wait.why,
+                        ui::account(account, None)
+                    )
                 }
                 _ => format!("{name} {nothing}{image}"),
             }
@@ -319,7 +397,7 @@ impl Work {
             size: target.size,
             active: check.active,
             running: check.running.as_ref().map(|running| running.release.clone()),
-            held: self.node.journal.hold()?.is_some_and(|hold| hold.image == target.image),
+            held: self.node.journal.held_back(target.image)?.map(|held| held.why),
             forecast: None,
             account,
         })
@@ -345,6 +423,9 @@ fn expected(checked: &Checked, forecast: bool) -> String {
     let running = checked.running.as_ref().map_or_else(|| "nothing that is known".to_owned(), ToString::to_string);
     let say = match (checked.verdict, &checked.running) {
         (Verdict::UpToDate, _) => format!("{release}, the release of {channel}, runs already"),
+        (Verdict::Activated, _) => {
+            format!("{channel} is at {release}, which is activated; the next start of the machine runs it")
+        }
         (Verdict::Staged, _) => {
             format!("{channel} is at {release}, which is staged and proven; `goldsync-agent sync` switches to it")
         }
@@ -362,11 +443,11 @@ fn expected(checked: &Checked, forecast: bool) -> String {
         }
         _ => String::new(),
     };
-    let held = if checked.held {
-        "\n  held      it was rolled back from; the daemon leaves it alone until the channel moves on"
-    } else {
-        ""
-    };
+    let held = checked
+        .held
+        .as_ref()
+        .map(|why| format!("\n  held      {why}; the daemon leaves it alone until the channel moves on"));
+    let held = held.unwrap_or_default();
     format!("{say}\n  image     {}\n  size      {} bytes{cost}{held}", checked.image, checked.size)
 }
 
@@ -378,6 +459,7 @@ fn downloaded(checked: &Checked) -> String {
             "{release} is staged and proven; `goldsync-agent activate` switches to it\n  image     {image}\n{}",
             ui::account(account, Some(checked.size))
         ),
+        (None, Verdict::Activated) => format!("{release} is activated; the next start of the machine runs it"),
         (None, Verdict::Staged) => {
             format!("{release} is staged and proven already; `goldsync-agent activate` switches to it")
         }

@@ -4,7 +4,22 @@ use toml::Table;
 
 /// Every key, with its section. Labels are free.
 const KEYS: &[(&str, &[&str])] = &[
-    ("", &["server", "channel", "labels", "state", "slots", "activation", "schedule", "limits"]),
+    (
+        "",
+        &[
+            "server",
+            "channel",
+            "labels",
+            "state",
+            "slots",
+            "activation",
+            "health",
+            "restart",
+            "schedule",
+            "budget",
+            "limits",
+        ],
+    ),
     ("slots", &["a", "b", "size"]),
     (
         "activation",
@@ -22,6 +37,9 @@ const KEYS: &[(&str, &[&str])] = &[
             "verity",
         ],
     ),
+    ("health", &["commands", "time_limit", "units", "boot_complete", "server", "deadline", "every", "steady"]),
+    ("restart", &["how", "command", "keep", "verity", "time_limit", "windows", "time_zone", "inhibitors", "sessions"]),
+    ("budget", &["update", "link"]),
     ("schedule", &["cron", "splay", "time_zone"]),
     ("limits", &["threads", "scan_budget", "prefer"]),
 ];

@@ -28,12 +28,18 @@ use goldsync_proto::wire::Prefer;
 use crate::slot::{Identity, SlotName};
 
 mod activation;
+mod budget;
+mod health;
 mod keys;
 mod load;
 mod raw;
+mod restart;
 
 pub use activation::{Activation, Backend};
+pub use budget::{Budget, LinkBudget};
+pub use health::Health;
 pub use load::Where;
+pub use restart::{How, Restart};
 
 /// The UDP port of a server that names none.
 pub const DEFAULT_PORT: u16 = 7400;
@@ -53,8 +59,14 @@ pub struct Config {
     pub slots: Slots,
     /// How a slot becomes the active one.
     pub activation: Activation,
+    /// What a release must show before it is kept.
+    pub health: Health,
+    /// When the machine may be disturbed, and how it is started again.
+    pub restart: Restart,
     /// When to look without being told.
     pub schedule: Schedule,
+    /// How many bytes an update may take.
+    pub budget: Budget,
     /// How much of the machine to use.
     pub limits: Limits,
 }
@@ -185,6 +197,7 @@ impl Config {
         let channel = channel.parse().map_err(|error| value("channel", format!("cannot be used: {error}")))?;
         let labels = raw.labels.unwrap_or_default();
         check_labels(&labels).map_err(|error| value("labels", format!("cannot be used: {error}")))?;
+        let schedule = schedule(raw.schedule.unwrap_or_default())?;
         let state = absolute("state", raw.state.unwrap_or_else(|| PathBuf::from("/var/lib/goldsync")))?;
         let config = Self {
             server,
@@ -192,7 +205,10 @@ impl Config {
             labels,
             slots: slots(raw.slots.unwrap_or_default())?,
             activation: activation::activation(raw.activation.unwrap_or_default())?,
-            schedule: schedule(raw.schedule.unwrap_or_default())?,
+            health: health::health(raw.health.unwrap_or_default())?,
+            restart: restart::restart(raw.restart.unwrap_or_default(), schedule.time_zone)?,
+            schedule,
+            budget: budget::budget(raw.budget.unwrap_or_default())?,
             limits: limits(raw.limits.unwrap_or_default())?,
             state,
         };
@@ -293,14 +309,14 @@ fn schedule(raw: raw::Schedule) -> Result<Schedule, ConfigError> {
         }
     };
     let splay = span("schedule.splay", raw.splay.as_deref(), Duration::from_secs(30 * 60))?;
-    let zone = raw.time_zone.as_deref().unwrap_or("UTC");
-    let time_zone = zone.parse().map_err(|_| {
-        value(
-            "schedule.time_zone",
-            format!("is {zone:?}, which is no zone of the tz database; for example \"Europe/Vienna\""),
-        )
-    })?;
+    let time_zone = zone("schedule.time_zone", raw.time_zone.as_deref().unwrap_or("UTC"))?;
     Ok(Schedule { cron, splay, time_zone })
+}
+
+fn zone(key: &'static str, zone: &str) -> Result<Tz, ConfigError> {
+    zone.parse().map_err(|_| {
+        value(key, format!("is {zone:?}, which is no zone of the tz database; for example \"Europe/Vienna\""))
+    })
 }
 
 fn span(key: &'static str, text: Option<&str>, default: Duration) -> Result<Duration, ConfigError> {

@@ -16,7 +16,10 @@ pub(super) struct Raw {
     pub(super) state: Option<PathBuf>,
     pub(super) slots: Option<Slots>,
     pub(super) activation: Option<Activation>,
+    pub(super) health: Option<Health>,
+    pub(super) restart: Option<Restart>,
     pub(super) schedule: Option<Schedule>,
+    pub(super) budget: Option<Budget>,
     pub(super) limits: Option<Limits>,
 }
 
@@ -61,6 +64,45 @@ pub(super) struct Activation {
     pub(super) fstype: Option<String>,
     pub(super) options: Option<String>,
     pub(super) verity: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Health {
+    pub(super) commands: Option<Vec<Vec<String>>>,
+    pub(super) time_limit: Option<String>,
+    pub(super) units: Option<Vec<String>>,
+    pub(super) boot_complete: Option<bool>,
+    pub(super) server: Option<bool>,
+    pub(super) deadline: Option<String>,
+    pub(super) every: Option<String>,
+    pub(super) steady: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Restart {
+    pub(super) how: Option<String>,
+    pub(super) command: Option<Vec<String>>,
+    pub(super) time_limit: Option<String>,
+    pub(super) windows: Option<Vec<String>>,
+    pub(super) time_zone: Option<String>,
+    pub(super) inhibitors: Option<String>,
+    pub(super) sessions: Option<String>,
+    pub(super) keep: Option<Vec<PathBuf>>,
+    pub(super) verity: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Budget {
+    pub(super) update: Option<Size>,
+    pub(super) link: Option<Vec<LinkBudget>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LinkBudget {
+    pub(super) class: Option<String>,
+    pub(super) interfaces: Option<Vec<String>>,
+    pub(super) update: Option<Size>,
 }
 
 #[derive(Debug, Default, Deserialize)]

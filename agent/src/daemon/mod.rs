@@ -77,6 +77,7 @@ pub async fn run(node: Node, stop: CancellationToken) {
     let mut work = Work::new(node.clone(), stop.child_token());
     let mut backoff = Backoff::new(RECONNECT_FLOOR, RECONNECT_CEILING);
     let mut current = None;
+    work.settle();
     systemd::ready();
     while !stop.is_cancelled() {
         let begun = Instant::now();

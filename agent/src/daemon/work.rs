@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use goldsync_proto::wire::{NodeSays, Outcome, Phase, Progress};
+use chrono::{DateTime, Utc};
+use goldsync_proto::wire::{NodeSays, Outcome, Phase, Progress, Wait, WaitOn};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -13,11 +14,18 @@ use super::queue::{Cue, Job, Queue};
 use crate::journal::JournalError;
 use crate::link::Link;
 use crate::node::Node;
+use crate::trial::Settled;
 use crate::update::{self, Event, UpdateError};
 
 /// After a failed update, the same is tried again: not soon, and ever more rarely. Most faults need somebody's hand.
 const RETRY_FLOOR: Duration = Duration::from_secs(30);
 const RETRY_CEILING: Duration = Duration::from_secs(3600);
+
+/// Somebody must not be disturbed: look again after this.
+const DISTURBING: Duration = Duration::from_secs(60);
+
+/// Something is far away, or may have been missed: look again after this.
+const RECHECK: Duration = Duration::from_secs(30 * 60);
 
 /// Another run holds the lock: look again after this.
 const BUSY: Duration = Duration::from_secs(10);
@@ -60,6 +68,25 @@ impl Work {
         self.live.subscribe()
     }
 
+    /// Begins by bringing a trial to its end: what runs now may have been started for the first time. Needs no server.
+    pub(super) fn settle(&mut self) {
+        self.queue.cue(Cue { due: Instant::now(), order: None });
+        if self.queue.start(Instant::now()).is_none() {
+            return;
+        }
+        let (node, stop, live) = (self.node.clone(), self.stop.child_token(), self.live.clone());
+        self.running = Some(tokio::spawn(async move {
+            let ctx = node.context(None, Arc::new(move |event| follow(&live, event)), stop)?;
+            Ok(match update::settled(&ctx).await? {
+                Settled::Confirmed(trial) => {
+                    tracing::info!(release = %trial.release, "it has shown itself good and is kept");
+                    update::confirmed()
+                }
+                _ => Outcome::UpToDate,
+            })
+        }));
+    }
+
     /// Begins the update that is due, if one is.
     pub(super) fn begin(&mut self, link: &Arc<Link>) {
         let Some(job) = self.queue.start(Instant::now()) else { return };
@@ -68,7 +95,7 @@ impl Work {
         tracing::info!(asked, "looking for a new release");
         self.running = Some(tokio::spawn(async move {
             let mut ctx = node.context(Some(link), Arc::new(move |event| follow(&live, event)), stop)?;
-            ctx.asked = asked;
+            (ctx.asked, ctx.unattended) = (asked, true);
             update::sync(&mut ctx).await
         }));
     }
@@ -107,6 +134,11 @@ impl Work {
                 self.retry.reset();
                 tracing::info!(path = account.path, received = account.received, written = account.written, "updated");
             }
+            Outcome::Waits { wait, .. } => {
+                self.retry.reset();
+                tracing::info!(why = wait.why, until = wait.until, "staged, and waiting");
+                self.queue.cue(Cue { due: Instant::now() + look_again(wait, Utc::now()), order: None });
+            }
             _ => self.retry.reset(),
         }
         if let Err(error) = remember(&self.node, &outcome) {
@@ -131,15 +163,34 @@ impl Work {
     }
 }
 
+/// When to look again whether what is waited for has come. Clocks are set, so a window is looked at again now and then.
+fn look_again(wait: &Wait, now: DateTime<Utc>) -> Duration {
+    let until = wait.until.as_deref().and_then(|until| DateTime::parse_from_rfc3339(until).ok());
+    let until = until.and_then(|until| (until.with_timezone(&Utc) - now).to_std().ok());
+    match (wait.on, until) {
+        (WaitOn::Window, Some(until)) => until.clamp(Duration::from_secs(1), RECHECK),
+        (WaitOn::Inhibitor | WaitOn::Session, _) => DISTURBING,
+        _ => RECHECK,
+    }
+}
+
 /// Remembers an outcome, with the release that it made the active one. "Nothing to do" does not cover the account of the
-/// update before it, but it does clear an error.
+/// update before it, but it does clear an error, and a wait.
 pub fn remember(node: &Node, outcome: &Outcome) -> Result<(), JournalError> {
-    let failed = |last: &crate::journal::Last| matches!(last.outcome, Outcome::Failed { .. });
-    if matches!(outcome, Outcome::UpToDate) && node.journal.last()?.is_none_or(|last| !failed(&last)) {
+    let last = node.journal.last()?.map(|last| last.outcome);
+    let said = match (outcome, &last) {
+        (Outcome::UpToDate, Some(Outcome::Failed { .. } | Outcome::Waits { .. })) => false,
+        (Outcome::UpToDate, _) => true,
+        // While it waits it looks every minute: that is not news.
+        (Outcome::Waits { wait, .. }, Some(Outcome::Waits { wait: last, .. })) => wait == last,
+        _ => false,
+    };
+    if said {
         return Ok(());
     }
     let release = match outcome {
         Outcome::Updated { .. } => node.running().map(|proven| proven.release),
+        Outcome::Waits { .. } => node.standing_by().map(|proven| proven.release),
         _ => None,
     };
     node.journal.set_last(release, outcome.clone())
@@ -181,6 +232,21 @@ mod tests {
         remember(&node, &updated).unwrap();
         remember(&node, &Outcome::UpToDate).unwrap();
         assert_eq!(last(), updated);
+    }
+
+    #[test]
+    fn a_wait_is_looked_at_again_when_it_may_be_over() {
+        let now = "2026-11-21T03:00:00Z".parse().unwrap();
+        let wait = |on, until: Option<&str>| Wait { on, why: String::new(), until: until.map(Into::into) };
+        for (wait, seconds) in [
+            (wait(WaitOn::Window, Some("2026-11-21T03:10:00Z")), 600),
+            (wait(WaitOn::Window, Some("2026-11-23T03:10:00Z")), 1800),
+            (wait(WaitOn::Window, Some("2026-11-20T03:10:00Z")), 1800),
+            (wait(WaitOn::Session, None), 60),
+            (wait(WaitOn::Restart, None), 1800),
+        ] {
+            assert_eq!(look_again(&wait, now), Duration::from_secs(seconds), "{wait:?}");
+        }
     }
 
     #[tokio::test]

@@ -6,7 +6,8 @@
 //! STATE/slots/a.blocks  the proven image's block hashes (see [`Blocks`])
 //! STATE/last.json       the last outcome
 //! STATE/drift.json      what the last look at the active slot found
-//! STATE/hold.json       the release that was rolled back from: not gone to again unasked
+//! STATE/trial.json      the slot that was activated and has not shown itself good yet
+//! STATE/held.json       releases that failed here or were rolled back from: not gone to again unasked
 //! ```
 //! Every file is replaced whole: written beside, synced, renamed over, the folder synced. The order of writes:
 //!
@@ -24,11 +25,12 @@ use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use goldsync_proto::digest::ImageId;
+use goldsync_proto::limits::HELD_MAX;
 use goldsync_proto::release::{Manifest, ReleaseRef};
 use goldsync_proto::verity::Sealed;
-use goldsync_proto::wire::Outcome;
+use goldsync_proto::wire::{Held, Outcome};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +41,9 @@ mod lock;
 
 pub use blocks::{Blocks, BlocksWriter};
 pub use lock::RunLock;
+
+/// Letters of a reason that are kept.
+const WHY_MAX: usize = 1000;
 
 /// What a slot holds, by this node's own proof.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,15 +118,26 @@ pub struct Drift {
     pub drifted: u64,
 }
 
-/// A release that was rolled back from, and is not gone to again unasked.
+/// A slot that was activated and has not shown itself good yet. What is to be done about it, `trial` says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hold {
+pub struct Trial {
+    /// The slot.
+    pub slot: SlotName,
     /// Its image.
     pub image: ImageId,
-    /// Its name.
+    /// Its release.
     pub release: ReleaseRef,
-    /// Since when.
+    /// The slot that was active before, to go back to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<SlotName>,
+    /// When it was activated.
     pub since: DateTime<Utc>,
+    /// In which run of the machine, by `boot::Booted::run`.
+    pub run: String,
+    /// Starts that the boot loader was told to count; 0 if it counts none.
+    pub tries: u8,
+    /// Whether the back-end has been told. Until then, nothing has happened.
+    pub armed: bool,
 }
 
 /// Why the state folder cannot be used.
@@ -248,28 +264,60 @@ impl Journal {
         write_json(&self.state.join("drift.json"), &Drift { at: Utc::now(), image, drifted })
     }
 
-    /// The release that was rolled back from, if it still counts.
-    pub fn hold(&self) -> Result<Option<Hold>, JournalError> {
-        read_json(&self.hold_file())
+    /// The slot on trial, if there is one.
+    pub fn trial(&self) -> Result<Option<Trial>, JournalError> {
+        read_json(&self.trial_file())
+    }
+
+    /// Remembers a trial.
+    pub fn set_trial(&self, trial: &Trial) -> Result<(), JournalError> {
+        write_json(&self.trial_file(), trial)
+    }
+
+    /// The trial is over.
+    pub fn end_trial(&self) -> Result<(), JournalError> {
+        remove(&self.trial_file())
+    }
+
+    /// The releases that are held back, the latest last.
+    pub fn held(&self) -> Result<Vec<Held>, JournalError> {
+        Ok(read_json(&self.held_file())?.unwrap_or_default())
+    }
+
+    /// Whether an image is held back, and why.
+    pub fn held_back(&self, image: ImageId) -> Result<Option<Held>, JournalError> {
+        Ok(self.held()?.into_iter().find(|held| held.image == image))
     }
 
     /// Holds a release back, from now on.
-    pub fn set_hold(&self, image: ImageId, release: &ReleaseRef) -> Result<(), JournalError> {
-        write_json(&self.hold_file(), &Hold { image, release: release.clone(), since: Utc::now() })
+    pub fn hold(&self, image: ImageId, release: &ReleaseRef, why: &str) -> Result<(), JournalError> {
+        let mut held = self.held()?;
+        held.retain(|other| other.image != image);
+        let why = why.chars().take(WHY_MAX).collect();
+        held.push(Held {
+            image,
+            release: release.clone(),
+            since: Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true),
+            why,
+        });
+        held.drain(..held.len().saturating_sub(HELD_MAX));
+        write_json(&self.held_file(), &held)
     }
 
-    /// Holds nothing back any more.
-    pub fn clear_hold(&self) -> Result<(), JournalError> {
-        match fs::remove_file(self.hold_file()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(io_error("removing", &self.hold_file())(error))
-            }
-            _ => Ok(()),
-        }
+    /// Holds an image back no more: somebody asked for it.
+    pub fn let_go(&self, image: ImageId) -> Result<(), JournalError> {
+        let mut held = self.held()?;
+        let before = held.len();
+        held.retain(|other| other.image != image);
+        if held.len() == before { Ok(()) } else { write_json(&self.held_file(), &held) }
     }
 
-    fn hold_file(&self) -> PathBuf {
-        self.state.join("hold.json")
+    fn trial_file(&self) -> PathBuf {
+        self.state.join("trial.json")
+    }
+
+    fn held_file(&self) -> PathBuf {
+        self.state.join("held.json")
     }
 
     fn set(&self, name: SlotName, record: &SlotRecord) -> Result<(), JournalError> {
@@ -307,6 +355,15 @@ pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Jou
     replace(path, &json)
 }
 
+/// Removes a file, durably; one that is not there is removed.
+fn remove(path: &Path) -> Result<(), JournalError> {
+    match fs::remove_file(path) {
+        Ok(()) => sync_folder(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(io_error("removing", path)(error)),
+    }
+}
+
 /// Replaces a small file so that a reader, or the next start, finds the old bytes or the new ones, never a mixture.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), JournalError> {
     let temporary = beside(path);
@@ -326,7 +383,11 @@ fn beside(path: &Path) -> PathBuf {
 /// `temporary`, synced, becomes `path`.
 fn take_place(temporary: &Path, path: &Path) -> Result<(), JournalError> {
     fs::rename(temporary, path).map_err(io_error("renaming over", path))?;
-    // The folder too: fsync(2) of a file does not promise that its name is on disk.
+    sync_folder(path)
+}
+
+/// Makes the name `path` durable: fsync(2) of a file does not promise that its name is on disk.
+fn sync_folder(path: &Path) -> Result<(), JournalError> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error("syncing", folder))
 }

@@ -252,6 +252,11 @@ impl Link {
         Control::begin(send, Body::new(recv, self.server.clone()), self.server.clone()).await
     }
 
+    /// The address of this machine that the connection goes out from, if the system tells.
+    pub fn local_ip(&self) -> Option<std::net::IpAddr> {
+        self.connection.local_ip()
+    }
+
     /// Bytes both ways since the connection began.
     pub fn wire(&self) -> Wire {
         let stats = self.connection.stats();

@@ -30,7 +30,7 @@ use super::{channels, fleet, nodes, releases, schema, status, trust, types, uplo
         types::TokenRequest, types::Token, types::Node, types::SyncRequest, types::SyncOrder, types::SyncEvent,
         types::AuditEntry, types::TrustFiles, types::TrustRequest, types::TrustRole, types::OnlineKeys,
         schema::Manifest, schema::Sealed, schema::Sections, schema::Section, schema::Pointer, schema::Report, schema::SlotReport,
-        schema::Progress, schema::Outcome, schema::Account,
+        schema::TrialReport, schema::Wait, schema::Held, schema::Progress, schema::Outcome, schema::Account,
     )),
     security(("operator" = [])),
     modifiers(&Bearer),

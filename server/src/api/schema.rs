@@ -91,13 +91,57 @@ pub struct Pointer {
 pub struct Report {
     active: Option<SlotReport>,
     standby: Option<SlotReport>,
-    /// `idle`, `check`, `plan`, `fetch`, `verify`, `staged`, `swap`, `repair`, `failed`
+    /// `idle`, `check`, `plan`, `fetch`, `verify`, `staged`, `swap`, `trial`, `repair`, `failed`
     phase: String,
     progress: Option<Progress>,
     /// What went wrong last, if nothing went right since.
     error: Option<String>,
     /// Drifted blocks in the active slot, as far as known.
     drifted: Option<u64>,
+    /// What was activated and has not shown itself good yet.
+    trial: Option<TrialReport>,
+    /// What the node waits for before it goes on.
+    wait: Option<Wait>,
+    /// Releases that the node does not go to unasked: they failed there, or somebody went back from them.
+    held: Vec<Held>,
+}
+
+/// A slot on trial.
+#[derive(ToSchema)]
+pub struct TrialReport {
+    slot: String,
+    /// What it holds.
+    release: String,
+    /// When it was activated, RFC 3339.
+    since: String,
+    /// Whether it runs; if not, it will after the next restart.
+    running: bool,
+    /// How many more starts the boot loader allows it, where it counts them.
+    tries: Option<u8>,
+}
+
+/// What a node waits for.
+#[derive(ToSchema)]
+pub struct Wait {
+    /// `window`, `inhibitor`, `session`, `restart`
+    on: String,
+    /// For people.
+    why: String,
+    /// Until when at most, RFC 3339, if that can be told.
+    until: Option<String>,
+}
+
+/// A release that a node does not go to unasked.
+#[derive(ToSchema)]
+pub struct Held {
+    /// Its image.
+    image: String,
+    /// Its name.
+    release: String,
+    /// Since when, RFC 3339.
+    since: String,
+    /// Why: what failed, or who went back.
+    why: String,
 }
 
 /// What a slot holds, by the node's own proof.
@@ -124,9 +168,10 @@ pub struct Progress {
 /// How one update ended.
 #[derive(ToSchema)]
 pub struct Outcome {
-    /// `up_to_date`, `updated` (with `account`), `failed` (with `error`)
+    /// `up_to_date`, `updated` (with `account`), `waits` (with `account` and `wait`), `failed` (with `error`)
     outcome: String,
     account: Option<Account>,
+    wait: Option<Wait>,
     error: Option<String>,
 }
 
@@ -190,6 +235,16 @@ mod tests {
             promoted_at: String::new(),
             promoted_by: String::new(),
         };
+        let release: release::ReleaseRef = "web:1".parse().unwrap();
+        let trial = wire::TrialReport {
+            slot: "b".parse().unwrap(),
+            release: release.clone(),
+            since: String::new(),
+            running: false,
+            tries: Some(3),
+        };
+        let wait = wire::Wait { on: wire::WaitOn::Window, why: String::new(), until: Some(String::new()) };
+        let held = wire::Held { image, release, since: String::new(), why: String::new() };
         let report = wire::Report {
             active: Some(slot.clone()),
             standby: Some(slot.clone()),
@@ -197,6 +252,9 @@ mod tests {
             progress: Some(wire::Progress::default()),
             error: Some("x".into()),
             drifted: Some(0),
+            trial: Some(trial.clone()),
+            wait: Some(wait.clone()),
+            held: vec![held.clone()],
         };
         assert_eq!(told::<Sections>(), sent(manifest.sections));
         assert_eq!(told::<Section>(), sent(manifest.sections.blocks));
@@ -205,10 +263,14 @@ mod tests {
         assert_eq!(told::<Pointer>(), sent(pointer));
         assert_eq!(told::<SlotReport>(), sent(slot));
         assert_eq!(told::<Report>(), sent(report));
+        assert_eq!(told::<TrialReport>(), sent(trial));
+        assert_eq!(told::<Wait>(), sent(&wait));
+        assert_eq!(told::<Held>(), sent(held));
         assert_eq!(told::<Progress>(), sent(wire::Progress::default()));
         assert_eq!(told::<Account>(), sent(wire::Account::default()));
         let updated = wire::Outcome::Updated { account: wire::Account::default() };
         let failed = wire::Outcome::Failed { error: String::new() };
-        assert_eq!(told::<Outcome>(), &sent(updated) | &sent(failed));
+        let waits = wire::Outcome::Waits { account: wire::Account::default(), wait };
+        assert_eq!(told::<Outcome>(), &(&sent(updated) | &sent(waits)) | &sent(failed));
     }
 }

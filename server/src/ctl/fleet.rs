@@ -1,7 +1,7 @@
 //! `goldsync fleet status`: every node on one line, and a sum below.
 
 use chrono::{DateTime, Utc};
-use goldsync_proto::wire::{Phase, Report, SlotReport};
+use goldsync_proto::wire::{Phase, Report, SlotReport, Wait};
 
 use super::fail::Outcome;
 use super::node::{seen, selector};
@@ -21,7 +21,7 @@ pub async fn status(desk: &Desk, args: &FleetStatus) -> Outcome {
     if table.is_empty() {
         return screen::print("no node matches");
     }
-    screen::print(&format!("{}{}\n{}", table.render(screen::width()), errors(&nodes), sum(&nodes)))
+    screen::print(&format!("{}{}\n{}", table.render(screen::width()), reasons(&nodes), sum(&nodes)))
 }
 
 fn table(nodes: &[Node], now: DateTime<Utc>) -> Table {
@@ -49,10 +49,23 @@ fn table(nodes: &[Node], now: DateTime<Utc>) -> Table {
     table
 }
 
-/// What nodes complain of, whole: an error that is cut helps nobody.
-fn errors(nodes: &[Node]) -> String {
-    let error = |node: &Node| Some(format!("\n{}: {}\n", node.node, plain(node.report.as_ref()?.error.as_ref()?)));
-    nodes.iter().filter_map(error).collect()
+/// What nodes complain of or wait for, whole: a reason that is cut helps nobody.
+fn reasons(nodes: &[Node]) -> String {
+    let of = |node: &Node| {
+        let report = node.report.as_ref()?;
+        let error = report.error.as_deref().map(plain);
+        let wait = report.wait.as_ref().map(waits);
+        let held = report.held.iter().map(|held| format!("{} is held there: {}", held.release, plain(&held.why)));
+        let lines = error.into_iter().chain(wait).chain(held).map(|line| format!("\n{}: {line}\n", node.node));
+        Some(lines.collect::<String>())
+    };
+    nodes.iter().filter_map(of).collect()
+}
+
+/// What a node waits for, in a sentence.
+pub fn waits(wait: &Wait) -> String {
+    let until = wait.until.as_deref().map(|until| format!(", until {}", show::time(until))).unwrap_or_default();
+    format!("waits: {}{until}", plain(&wait.why))
 }
 
 fn mark(current: Option<bool>) -> char {
@@ -103,6 +116,7 @@ pub fn phase_name(phase: Phase) -> &'static str {
         Phase::Verify => "verify",
         Phase::Staged => "staged",
         Phase::Swap => "swap",
+        Phase::Trial => "trial",
         Phase::Repair => "repair",
         Phase::Failed => "failed",
         // A newer agent may be in a phase that this tool has no word for.
@@ -113,13 +127,17 @@ pub fn phase_name(phase: Phase) -> &'static str {
 fn sum(nodes: &[Node]) -> String {
     let how_many = |test: &dyn Fn(&Node) -> bool| nodes.iter().filter(|node| test(node)).count() as u64;
     let failed = |node: &Node| node.report.as_ref().is_some_and(|report| report.phase == Phase::Failed);
+    let on_trial = |node: &Node| node.report.as_ref().is_some_and(|report| report.trial.is_some());
+    let waiting = |node: &Node| node.report.as_ref().is_some_and(|report| report.wait.is_some());
     let drifted = |node: &Node| node.report.as_ref().and_then(|report| report.drifted).is_some_and(|blocks| blocks > 0);
     format!(
-        "{}: {} online, {} current, {} behind, {} drifted, {} failed",
+        "{}: {} online, {} current, {} behind, {} on trial, {} waiting, {} drifted, {} failed",
         show::count(nodes.len() as u64, "node", "nodes"),
         how_many(&|node| node.connected),
         how_many(&|node| node.current == Some(true)),
         how_many(&|node| node.current == Some(false)),
+        how_many(&on_trial),
+        how_many(&waiting),
         how_many(&drifted),
         how_many(&failed),
     )
@@ -129,7 +147,7 @@ fn sum(nodes: &[Node]) -> String {
 mod tests {
     use super::*;
     use goldsync_proto::digest::ImageId;
-    use goldsync_proto::wire::Progress;
+    use goldsync_proto::wire::{Held, Progress, WaitOn};
 
     fn node(name: &str, report: Option<Report>, current: Option<bool>, connected: bool) -> Node {
         Node {
@@ -167,6 +185,17 @@ mod tests {
             phase: Phase::Failed,
             error: Some("no space".into()),
             drifted: Some(3),
+            wait: Some(Wait {
+                on: WaitOn::Window,
+                why: "the maintenance window is closed".into(),
+                until: Some("2026-11-22T02:00:00Z".into()),
+            }),
+            held: vec![Held {
+                image: id,
+                release: "web:3".parse().unwrap(),
+                since: String::new(),
+                why: "nginx.service is not active".into(),
+            }],
             ..Report::default()
         };
         let nodes = [
@@ -184,8 +213,11 @@ c     production  ?-      -         offline    5 min      -
 "
         );
         assert_eq!(table(&nodes, "2026-11-21T09:05:00Z".parse().unwrap()).render(Some(80)), expected);
-        assert_eq!(errors(&nodes), "\nb: no space\n");
-        assert_eq!(sum(&nodes), "3 nodes: 2 online, 1 current, 1 behind, 1 drifted, 1 failed");
+        assert_eq!(
+            reasons(&nodes),
+            "\nb: no space\n\nb: waits: the maintenance window is closed, until 2026-11-22 02:00:00\n\nb: web:3 is held there: nginx.service is not active\n"
+        );
+        assert_eq!(sum(&nodes), "3 nodes: 2 online, 1 current, 1 behind, 0 on trial, 1 waiting, 1 drifted, 1 failed");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::client::Refusal;
 use super::fail::{Code, Failure, Outcome};
-use super::fleet::{percent, phase_name, slot};
+use super::fleet::{percent, phase_name, slot, waits};
 use super::progress::{Manner, style};
 use super::table::{Column, Table, cut, plain};
 use super::watch::{Change, Seat, Tally, Watch};
@@ -182,6 +182,7 @@ fn cells(seat: &Seat) -> Vec<String> {
             return ["updated".into(), runs, path.clone()].into_iter().chain(sizes).chain([time]).collect();
         }
         Some(Ended::UpToDate) => "up to date",
+        Some(Ended::Waits { .. }) => "waits",
         Some(Ended::Failed { .. }) => "failed",
         Some(_) => "unknown",
         None => "unfinished",
@@ -196,6 +197,7 @@ fn notes(watch: &Watch) -> String {
             Some(Ended::Updated { account }) if account.repaired > 0 => {
                 format!("{} repaired on the way", show::count(account.repaired, "drifted block", "drifted blocks"))
             }
+            Some(Ended::Waits { wait, .. }) => waits(wait),
             Some(Ended::Failed { error }) => plain(error),
             Some(Ended::Updated { .. } | Ended::UpToDate) => return None,
             Some(_) => UNKNOWN.to_owned(),
@@ -312,6 +314,7 @@ fn line(seat: &Seat) -> String {
             show::span(Duration::from_millis(account.elapsed_ms))
         ),
         Some(Ended::UpToDate) => "up to date".into(),
+        Some(Ended::Waits { wait, .. }) => format!("staged; {}", waits(wait)),
         Some(Ended::Failed { error }) => format!("FAILED: {error}"),
         Some(_) => UNKNOWN.into(),
         None => seat.report.as_ref().map(doing).unwrap_or_else(|| "told".into()),

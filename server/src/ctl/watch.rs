@@ -51,6 +51,8 @@ pub struct Tally {
     pub updated: u64,
     /// Ran it already.
     pub up_to_date: u64,
+    /// Have it staged and proven, and wait for their window or a restart.
+    pub waiting: u64,
     /// Did not make it.
     pub failed: u64,
     /// Not done yet.
@@ -65,7 +67,7 @@ impl Tally {
         self.failed == 0
             && self.unfinished == 0
             && (allow_absent || self.absent == 0)
-            && self.updated + self.up_to_date + self.absent > 0
+            && self.updated + self.up_to_date + self.waiting + self.absent > 0
     }
 }
 
@@ -109,6 +111,7 @@ impl Watch {
             match seat.outcome {
                 Some(Ended::Updated { .. }) => tally.updated += 1,
                 Some(Ended::UpToDate) => tally.up_to_date += 1,
+                Some(Ended::Waits { .. }) => tally.waiting += 1,
                 Some(Ended::Failed { .. }) => tally.failed += 1,
                 // Not known to be good is not good.
                 Some(_) => tally.failed += 1,
