@@ -210,7 +210,7 @@ impl SystemdBoot {
             slot,
             path: self.slots.path(slot),
             image: holds.map(|holds| holds.image.to_string()),
-            root_hash: None,
+            sealed: holds.and_then(|holds| holds.verity.as_ref()),
         };
         let options = self.options.fill(&values).map_err(|problem| {
             let problem = format!("`activation.options` {problem}");
