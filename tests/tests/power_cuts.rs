@@ -109,7 +109,8 @@ async fn a_rollback() {
         starts(rig, &[&old, &new]);
         rig.node.tells_no_lie();
         if rig.node.running() == old.id() {
-            let held = rig.node.node().journal.hold().expect("the hold").expect("the release that was left is held");
+            let held =
+                rig.node.node().journal.held().expect("what is held").pop().expect("the release that was left is held");
             assert_eq!(held.image.to_string(), new.id());
         }
     };
