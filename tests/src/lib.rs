@@ -16,6 +16,8 @@
 //!                                                   Liar has the fleet's CA and lies  ┘
 //! Image      made from a seed, and changed by one      damage   what happens to bytes on disks
 //! disk       small file systems and loop devices       stamp    was anything written?
+//! simdisk    a simulated disk under a Machine: power cuts after any operation, errors, rot
+//! net        a namespace and a cable to it
 //! ```
 //! *A virtual machine* ([`vm`]), for the stories that need a boot loader, a kernel, or a plug to pull.
 //!
@@ -32,6 +34,7 @@ pub mod image;
 pub mod images;
 pub mod liar;
 pub mod machine;
+pub mod net;
 pub mod node;
 pub mod operator;
 pub mod programs;
@@ -39,6 +42,7 @@ pub mod proxy;
 pub mod scene;
 pub mod seed;
 pub mod server;
+pub mod simdisk;
 pub mod stamp;
 pub mod tools;
 pub mod vm;
@@ -51,6 +55,7 @@ pub use machine::Machine;
 pub use node::Node;
 pub use operator::Operator;
 pub use programs::{Programs, Run};
-pub use proxy::Proxy;
+pub use proxy::{Proxy, Way};
 pub use server::Server;
+pub use simdisk::SimDisk;
 pub use wait::eventually;

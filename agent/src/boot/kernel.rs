@@ -61,8 +61,14 @@ impl Kernels {
         let copies = self.copies(slot)?;
         let missing: u64 = copies.iter().filter(|copy| !copy.there).map(|copy| copy.length + SPARE).sum();
         self.check_room(missing)?;
-        for copy in copies.iter().filter(|copy| !copy.there) {
-            self.copy(slot, copy)?;
+        for copy in &copies {
+            if !copy.there {
+                self.copy(slot, copy)?;
+            }
+            // On FAT, where a file lies is written with the file and not with its folder. And one that is there may have been written
+            // by a run that was killed before this.
+            let path = self.folder().join(&copy.name);
+            File::open(&path).and_then(|file| file.sync_all()).map_err(failed("syncing", &path))?;
         }
         self.sync_folder()?;
         Ok(copies.into_iter().map(|copy| (copy.key, format!("/{FOLDER}/{}", copy.name))).collect())
@@ -138,9 +144,7 @@ impl Kernels {
             return Err(failed("copying", &copy.file)(io::Error::other(why)));
         }
         remove(&path)?;
-        fs::rename(&beside, &path).map_err(failed("naming", &path))?;
-        // On FAT, where a file lies is written with the file and not with its folder.
-        File::open(&path).and_then(|file| file.sync_all()).map_err(failed("syncing", &path))
+        fs::rename(&beside, &path).map_err(failed("naming", &path))
     }
 
     /// Removes the copies that none of these paths names, and what was left half-copied.

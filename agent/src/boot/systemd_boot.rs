@@ -140,6 +140,17 @@ impl SystemdBoot {
         Ok(entries)
     }
 
+    /// The same before anything is changed. They last: an entry that is there may have been written by a run that was killed before
+    /// it synced, and a change that lasts relies on it.
+    fn settled(&self) -> Result<Vec<Entry>, ActivationError> {
+        let entries = self.entries()?;
+        for entry in entries.iter().filter(|entry| entry.ours.is_some()) {
+            File::open(&entry.path).and_then(|file| file.sync_all()).map_err(failed("syncing", &entry.path))?;
+        }
+        self.sync()?;
+        Ok(entries)
+    }
+
     fn entry(&self, path: PathBuf, name: Name) -> Result<Entry, ActivationError> {
         let body = read(&path).map_err(failed("reading", &path))?;
         let text = Text::read(&body);
@@ -300,12 +311,12 @@ impl Activation for SystemdBoot {
     }
 
     fn retire(&self, slot: SlotName) -> Result<(), ActivationError> {
-        self.remove(&self.entries()?, |entry| entry.of(slot))?;
+        self.remove(&self.settled()?, |entry| entry.of(slot))?;
         self.sweep()
     }
 
     fn activate(&self, slot: SlotName, holds: &Holds, tries: u8) -> Result<(), ActivationError> {
-        let entries = self.entries()?;
+        let entries = self.settled()?;
         let plan = self.plan(&entries, slot, holds, tries)?;
         self.check_first(&entries, &plan)?;
         for mut entry in plan {
@@ -320,7 +331,7 @@ impl Activation for SystemdBoot {
     }
 
     fn confirm(&self, slot: SlotName) -> Result<(), ActivationError> {
-        let entries = self.entries()?;
+        let entries = self.settled()?;
         let of_slot = entries.iter().filter(|entry| entry.of(slot) && entry.starts);
         let Some(newest) = of_slot.max_by_key(|entry| (entry.number(), entry.name.tries.is_none())) else {
             let problem = format!("has no entry for slot {slot}; run `goldsync-agent activate`");

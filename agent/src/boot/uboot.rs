@@ -109,7 +109,6 @@ impl Place {
         store().map_err(failed("writing", &self.path))
     }
 
-    /// What is there already may have been written by a run that died before it synced.
     fn sync(&self) -> Result<(), ActivationError> {
         let sync = || self.open(true)?.0.sync_all();
         sync().map_err(failed("syncing", &self.path))
@@ -220,8 +219,11 @@ impl Uboot {
         let (at, mut copy) = self.current(&places)?;
         let before = copy.variables.clone();
         change(State::read(&before)).put(&mut copy.variables);
+        // The copy that counts must last before the other is written: it may be the work of a run that was killed before it synced,
+        // and of two copies that power tears, none is left.
+        places[at].sync()?;
         if copy.variables == before {
-            return places[at].sync();
+            return Ok(());
         }
         let to = if places.len() == 2 { 1 - at } else { at };
         copy.flag = copy.flag.map(|flag| flag.wrapping_add(1));
