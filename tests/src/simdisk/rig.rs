@@ -32,6 +32,11 @@ pub struct Rig {
 impl Rig {
     /// A node without an image. `None`, said loudly, where no disk can be simulated.
     pub async fn new(test: &str) -> Option<Self> {
+        Self::with(test, |_| {}).await
+    }
+
+    /// The same, changed before it enrols.
+    pub async fn with(test: &str, change: impl FnOnce(&mut Machine)) -> Option<Self> {
         let fleet = Fleet::start().await;
         let disk = match SimDisk::mount(&fleet.path("n1"), CAPACITY, Path::new("state/cache")) {
             Ok(disk) => disk,
@@ -40,7 +45,10 @@ impl Rig {
                 return None;
             }
         };
-        let node = fleet.node("n1").await;
+        let mut node = fleet.machine("n1");
+        change(&mut node);
+        node.write_config();
+        node.enrol(&fleet.operator).await;
         Some(Self { disk, node, fleet })
     }
 
@@ -62,6 +70,9 @@ impl Rig {
     }
 }
 
+/// Operations of a recording that is short.
+const SHORT: usize = 50;
+
 /// An image of 1 MiB, and the next: some blocks are others, some are zero now, one part moved.
 pub fn images(seed: u64) -> (Image, Image) {
     let old = Image::new(seed, 1);
@@ -73,8 +84,8 @@ pub fn images(seed: u64) -> (Image, Image) {
 }
 
 /// How many disks are found at each operation beside the four plain ones: `GOLDSYNC_CUT_SEEDS`.
-fn seeds() -> u64 {
-    std::env::var("GOLDSYNC_CUT_SEEDS").map_or(2, |text| text.parse().expect("GOLDSYNC_CUT_SEEDS is a number"))
+pub fn seeds() -> u64 {
+    std::env::var("GOLDSYNC_CUT_SEEDS").map_or(1, |text| text.parse().expect("GOLDSYNC_CUT_SEEDS is a number"))
 }
 
 /// One verb, cut off everywhere.
@@ -105,9 +116,11 @@ impl<'a> Cuts<'a> {
         done: impl Fn(&Rig),
     ) {
         let only = std::env::var("GOLDSYNC_CUT").ok();
+        // What is short is cut in more ways.
+        let seeds = if recording.ops.len() < SHORT { 16 * seeds() } else { seeds() };
         self.operations += recording.ops.len();
         for at in 0..=recording.ops.len() {
-            for fate in Fate::all(seeds()) {
+            for fate in Fate::all(seeds) {
                 let place = format!("{}:{at}:{fate:?}", self.name);
                 if only.as_ref().is_some_and(|only| *only != place) {
                     continue;
