@@ -555,6 +555,17 @@ pub async fn rollback(ctx: &mut Context) -> Result<(Proven, Outcome), UpdateErro
     Ok((proven, in_use(ctx, account).await?))
 }
 
+/// The same, if `from` is what runs or what the next start runs; else there is nothing to go back from.
+pub async fn rollback_from(ctx: &mut Context, from: &ReleaseRef) -> Result<Outcome, UpdateError> {
+    let waits = matches!(trial::look(ctx)?, Some((trial, Standing::Waits)) if trial.release == *from);
+    let active = ctx.activation.active()?;
+    let running = active.map(|slot| ctx.proven(slot)).transpose()?.flatten();
+    if !waits && running.is_none_or(|running| running.release != *from) {
+        return Ok(Outcome::UpToDate);
+    }
+    Ok(rollback(ctx).await?.1)
+}
+
 /// Makes the standby slot, just proven, the active one.
 pub(crate) fn swap(ctx: &Context, lock: &RunLock) -> Result<(), UpdateError> {
     ctx.tell(Event::Phase(Phase::Swap));

@@ -110,7 +110,7 @@ mod tests {
         let path = image.display().to_string();
         for make in [
             vec!["mkfs.ext4", "-q", "-d", &tree, &path, "8M"],
-            vec!["mkfs.erofs", "-q", &path, &tree],
+            vec!["mkfs.erofs", &path, &tree],
             vec!["mksquashfs", &tree, &path, "-quiet", "-noappend"],
         ] {
             let _ = std::fs::remove_file(&image);

@@ -136,6 +136,16 @@ pub(super) fn activation(raw: raw::Activation) -> Result<Activation, ConfigError
     Ok(Activation { backend, tries, cmdline })
 }
 
+/// Whether there is a back-end of this name.
+pub fn knows_backend(name: &str) -> bool {
+    BACKENDS.iter().any(|(backend, _)| *backend == name)
+}
+
+/// Whether a back-end has a key of its own of this name.
+pub fn knows_key(name: &str, key: &str) -> bool {
+    BACKENDS.iter().any(|(backend, own)| *backend == name && own.contains(&key))
+}
+
 /// The keys that belong to one back-end or another, and whether they are there.
 fn given(raw: &raw::Activation) -> Vec<(&'static str, bool)> {
     vec![

@@ -49,7 +49,7 @@ const KEYS: &[(&str, &[&str])] = &[
     ("restart", &["how", "command", "time_limit", "windows", "time_zone", "inhibitors", "sessions"]),
     ("budget", &["update", "link"]),
     ("schedule", &["cron", "splay", "time_zone"]),
-    ("limits", &["threads", "scan_budget", "prefer"]),
+    ("limits", &["threads", "scan_budget", "prefer", "silence", "slowest"]),
 ];
 
 /// The first key of `table` that is not known, and what to write instead.

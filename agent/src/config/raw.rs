@@ -123,4 +123,6 @@ pub(super) struct Limits {
     pub(super) threads: Option<usize>,
     pub(super) scan_budget: Option<Size>,
     pub(super) prefer: Option<String>,
+    pub(super) silence: Option<String>,
+    pub(super) slowest: Option<String>,
 }

@@ -77,6 +77,11 @@ fn a_good_file_is_read_with_its_defaults() {
     assert_eq!(config.schedule.splay, Duration::from_secs(1800));
     assert_eq!(config.limits.scan_budget, 64 << 30);
     assert_eq!(config.limits.prefer, Prefer::Time);
+    assert_eq!(config.limits.patience, Patience::default());
+    let hasty = format!("{GOOD}\n[limits]\nsilence = \"5 s\"\nslowest = \"4 KiB/s over 10 s\"");
+    let hasty = Config::parse(Path::new("agent.toml"), &hasty).unwrap().limits.patience;
+    let slowest = Rate { bytes: 4096, over: Duration::from_secs(10) };
+    assert_eq!(hasty, Patience { silence: Duration::from_secs(5), slowest });
     let frugal = Config::parse(Path::new("agent.toml"), &format!("{GOOD}\n[limits]\nprefer = \"bytes\"")).unwrap();
     assert_eq!(frugal.limits.prefer, Prefer::Bytes);
 }
@@ -156,6 +161,14 @@ fn every_bad_value_names_its_key() {
         (with("\"Europe/Vienna\"", "\"Europe/Wien\""), "`schedule.time_zone` is \"Europe/Wien\""),
         (format!("{GOOD}splay = \"1 fortnight\""), "`schedule.splay` cannot be used: \"1 fortnight\" is not a span"),
         (format!("{GOOD}[limits]\nthreads = 0"), "`limits.threads` is 0; 1 to 256"),
+        (format!("{GOOD}[limits]\nsilence = \"30\""), "`limits.silence` cannot be used: \"30\" is not a span"),
+        (format!("{GOOD}[limits]\nsilence = \"0\""), "`limits.silence` is 0 ms; 1 s to 1 hour"),
+        (format!("{GOOD}[limits]\nslowest = \"9 B\""), "`limits.slowest` cannot be used: \"9 B\" is not a rate"),
+        (
+            format!("{GOOD}[limits]\nslowest = \"0/s over 1 min\""),
+            "`limits.slowest` is 0 B/s over 1 min; at least 1 B/s",
+        ),
+        (format!("{GOOD}[limits]\nslowest = \"9 B/s over 1 day\""), "`limits.slowest` is 9 B/s over 1 day; at least"),
         (format!("state = \"/slots/a.img/state\"\n{GOOD}"), "`state` /slots/a.img/state lies in slot a"),
         (with("channel = \"production\"", "channel = 3"), "line 3, column 11"),
         ("channel = ".to_owned(), "agent.toml: TOML parse error"),
