@@ -20,7 +20,7 @@ use goldsync_tests::seed::Seed;
 use goldsync_tests::simdisk::Recording;
 use goldsync_tests::simdisk::cut::{Fate, Laws};
 use goldsync_tests::simdisk::loader::{Grub, Loader, SystemdBoot, Uboot, starts};
-use goldsync_tests::simdisk::rig::{Cuts, Rig, count, images, seeds};
+use goldsync_tests::simdisk::rig::{Cuts, Rig, concerns_starting, count, images, seeds};
 use goldsync_tests::simdisk::tree::Tree;
 use goldsync_tests::{Machine, SimDisk};
 
@@ -413,11 +413,10 @@ impl Booting<'_> {
 
     /// The machine starts, with power, in its next run.
     fn start(&self) -> SlotName {
-        let mut tree = self.rig.disk.tree();
-        let slot = starts(self.loader, &mut tree, 1)[0].expect("something starts");
-        self.rig.disk.exchange(&tree);
+        let start = self.loader.start(&self.rig.disk.tree());
+        self.rig.disk.perform(&start.ops);
         static RUN: AtomicU64 = AtomicU64::new(1);
-        let run = RUN.fetch_add(1, Ordering::Relaxed);
+        let (run, slot) = (RUN.fetch_add(1, Ordering::Relaxed), start.slot.expect("something starts"));
         fs::write(self.rig.node.folder.join("cmdline"), format!("run={run} goldsync.slot={slot}\n")).expect("a start");
         slot
     }
@@ -472,7 +471,8 @@ async fn update_by(name: &str, loader: &dyn Loader, laws: Laws, activation: &str
     assert!(booting.arrived(), "{name}");
     for (part, recording) in [("staged", staged), ("counted", counted), ("confirmed", confirmed)] {
         let next = async |_: &Rig| booting.go_on().await;
-        let cuts = Cuts::of(&rig, format!("{name}-{part}"), &laws);
+        // What the image's way into the slot comes to is cut in `power_cuts.rs`: it knows no loader.
+        let cuts = Cuts::of(&rig, format!("{name}-{part}"), &laws).only(concerns_starting).restarting();
         cuts.everywhere(&recording, |_| booting.found(), next, |_| booting.found()).await;
     }
 }

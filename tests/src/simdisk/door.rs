@@ -159,7 +159,7 @@ impl Behind {
     }
 
     /// Carries out an operation and notes it. What is done to a file without a name cannot be found again, and is not noted.
-    fn perform(&mut self, op: Op) {
+    pub(super) fn perform(&mut self, op: Op) {
         let named = match op {
             Op::Write { id, .. } | Op::Punch { id, .. } | Op::Resize { id, .. } | Op::Sync { id } => {
                 self.tree.path_of(id).is_some()
