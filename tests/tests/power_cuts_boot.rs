@@ -234,7 +234,12 @@ impl<'a> Bench<'a> {
 
 fn holds(slot: SlotName) -> Holds {
     let release = format!("web:{}", if slot == A { 1 } else { 2 });
-    Holds { image: ImageId::of(slot.as_str().as_bytes()), release: release.parse().expect("a release"), size: 4096 }
+    Holds {
+        image: ImageId::of(slot.as_str().as_bytes()),
+        release: release.parse().expect("a release"),
+        size: 4096,
+        verity: None,
+    }
 }
 
 /// A machine's life: an update that comes to nothing, one that is confirmed, a rollback; each step cut everywhere. `write` puts the
