@@ -69,7 +69,7 @@ pub async fn enrol(
         // Damaged or replaced on purpose: what it was does not matter any more.
         _ => {}
     }
-    let link = Link::connect(server, token.quic_config()?).await?;
+    let link = Link::connect(server, token.quic_config()?, node.config.limits.patience).await?;
     let state = node.journal.state();
     let key = key::keep(state, &token)?;
     let request = Request::Enrol {

@@ -13,6 +13,7 @@
 //! * [`link`]: one QUIC connection to the server; [`identity`]: who we are to it; [`enrol`]: how that came about.
 //! * [`trust`]: what the fleet's operators signed; [`update`]: the flow above; [`drift`]: is the active slot still golden?
 //! * [`daemon`], [`schedule`]: being told when there is work, and looking anyway.
+//! * [`init`], [`doctor`]: what a machine's configuration could be, and what would stop an update on it.
 //! * [`node`], [`status`]: all of it together, and how it is; [`cli`]: the verbs.
 
 pub mod boot;
@@ -21,12 +22,14 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 mod disk;
+pub mod doctor;
 pub mod drift;
 pub mod enrol;
 pub mod explain;
 pub mod fetch;
 pub mod health;
 pub mod identity;
+pub mod init;
 pub mod job;
 pub mod journal;
 pub mod link;

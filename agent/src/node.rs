@@ -100,7 +100,7 @@ impl Node {
     /// Connects with the certificate that is in the state folder now.
     pub async fn connect(&self) -> Result<Link, NodeError> {
         let identity = self.identity()?;
-        Ok(Link::connect(&self.server()?, identity.quic_config()?).await?)
+        Ok(Link::connect(&self.server()?, identity.quic_config()?, self.config.limits.patience).await?)
     }
 
     /// What the engine's verbs work with. `link` may be missing for those that need no server. Somebody asked, unless the

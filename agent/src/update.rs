@@ -197,6 +197,7 @@ impl UpdateError {
             Self::Job(JobError::Journal(JournalError::Busy { .. })) => 75,
             Self::Job(JobError::Journal(_)) | Self::Swap(SwapError::Journal(_)) => 5,
             Self::Job(JobError::Stopped) => 130,
+            Self::Trust(TrustError::Disk(_)) => 5,
             Self::Job(JobError::Budget(_)) => 9,
             Self::Trust(_) | Self::Manifest { .. } | Self::TooOld { .. } => 3,
             Self::Unhealthy { .. } => 8,
@@ -600,6 +601,17 @@ pub async fn rollback(ctx: &mut Context) -> Result<(Proven, Outcome), UpdateErro
     Ok((proven, in_use(ctx, account).await?))
 }
 
+/// The same, if `from` is what runs or what the next start runs; else there is nothing to go back from.
+pub async fn rollback_from(ctx: &mut Context, from: &ReleaseRef) -> Result<Outcome, UpdateError> {
+    let waits = matches!(trial::look(ctx)?, Some((trial, Standing::Waits)) if trial.release == *from);
+    let active = ctx.activation.active()?;
+    let running = active.map(|slot| ctx.proven(slot)).transpose()?.flatten();
+    if !waits && running.is_none_or(|running| running.release != *from) {
+        return Ok(Outcome::UpToDate);
+    }
+    Ok(rollback(ctx).await?.1)
+}
+
 /// Makes the standby slot, just proven, the active one.
 pub(crate) fn swap(ctx: &Context, lock: &RunLock) -> Result<(), UpdateError> {
     ctx.tell(Event::Phase(Phase::Swap));
@@ -625,8 +637,12 @@ async fn prove_again(ctx: &Context, proven: &Proven) -> Result<(), UpdateError> 
 pub(crate) async fn still_proven(ctx: &Context, slot: SlotName) -> Result<Result<(), ImageId>, UpdateError> {
     ctx.tell(Event::Phase(Phase::Verify));
     let Some(proven) = ctx.proven(slot)? else { return Ok(Err(ImageId::of(b""))) };
-    let source = Source::open(slot, ctx.config.slots.path(slot))?;
-    let got = hash_slot(ctx, &Arc::new(source), proven.size).await?.map_or(ImageId::of(b""), |(id, _)| id);
+    let got = match Source::open(slot, ctx.config.slots.path(slot)) {
+        Ok(source) => hash_slot(ctx, &Arc::new(source), proven.size).await?.map_or(ImageId::of(b""), |(id, _)| id),
+        // A file that somebody removed is made anew like one that rotted.
+        Err(SlotError::Missing { .. }) => ImageId::of(b""),
+        Err(error) => return Err(error.into()),
+    };
     if got == proven.image {
         return Ok(Ok(()));
     }

@@ -28,6 +28,14 @@ pub enum UnitError {
         /// What was given, cut to 80 characters.
         text: String,
     },
+    /// Not a rate.
+    #[error(
+        "{text:?} is not a rate: write bytes in a second and the span that they are counted over, for example \"256 B/s over 2 min\""
+    )]
+    Rate {
+        /// What was given, cut to 80 characters.
+        text: String,
+    },
 }
 
 /// A span of time: `"45 s"`, `"7 days"`.
@@ -123,6 +131,34 @@ impl fmt::Display for Size {
     }
 }
 
+/// Bytes in a second, counted over a span: `"256 B/s over 2 min"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Bytes in a second.
+    pub bytes: u64,
+    /// What they are counted over.
+    pub over: Duration,
+}
+
+impl FromStr for Rate {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let parts = || {
+            let (rate, over) = text.split_once(" over ")?;
+            let bytes = measure(rate.trim().strip_suffix("/s")?, &SIZES)?;
+            Some(Self { bytes, over: over.parse::<Span>().ok()?.0 })
+        };
+        parts().ok_or_else(|| UnitError::Rate { text: short(text) })
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s over {}", Size(self.bytes), Span(self.over))
+    }
+}
+
 macro_rules! as_text {
     ($type:ty, $what:literal) => {
         impl Serialize for $type {
@@ -188,10 +224,23 @@ mod tests {
         }
     }
 
+    #[test]
+    fn rates_are_a_size_and_a_span() {
+        let rate = Rate { bytes: 256, over: Duration::from_secs(120) };
+        for text in ["256 B/s over 2 min", "256B/s over 120 s", " 256 bytes/s over 2 minutes "] {
+            assert_eq!(text.parse(), Ok(rate), "{text}");
+        }
+        for bad in ["", "256", "256 B over 2 min", "256 B/s", "256 B/s over", "2 min over 256 B/s", "1 kB/s over 2 min"]
+        {
+            let error = bad.parse::<Rate>().unwrap_err().to_string();
+            assert!(error.contains(bad) && error.contains("256 B/s over 2 min"), "{error}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_text_ends_in_a_value_or_an_error(text: String) {
-            let _ = (text.parse::<Span>(), text.parse::<Size>());
+            let _ = (text.parse::<Span>(), text.parse::<Size>(), text.parse::<Rate>());
         }
 
         #[test]
@@ -199,6 +248,8 @@ mod tests {
             let span = Span(Duration::from_millis(number));
             prop_assert_eq!(span.to_string().parse::<Span>(), Ok(span));
             prop_assert_eq!(Size(number).to_string().parse::<Size>(), Ok(Size(number)));
+            let rate = Rate { bytes: number, over: span.0 };
+            prop_assert_eq!(rate.to_string().parse::<Rate>(), Ok(rate));
         }
     }
 }

@@ -457,6 +457,23 @@ pub enum ServerSays {
         /// At once, or after the node's own splay.
         now: bool,
     },
+    /// Go back to what was active before, by an operator's order, if this release runs. At once.
+    Rollback {
+        /// The order's number; answered by `SyncDone`.
+        order: u64,
+        /// The release to go back from.
+        from: ReleaseRef,
+    },
+}
+
+impl ServerSays {
+    /// The order's number, if it is one.
+    pub fn order(&self) -> Option<u64> {
+        match self {
+            Self::Moved { .. } => None,
+            Self::Sync { order, .. } | Self::Rollback { order, .. } => Some(*order),
+        }
+    }
 }
 
 /// How one update ended.

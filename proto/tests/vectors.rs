@@ -143,6 +143,7 @@ fn what_servers_say_is_written_and_read_as_the_vectors_say() {
         &[
             ("moved", ServerSays::Moved { channel: word("production") }),
             ("sync", ServerSays::Sync { order: 12, now: true }),
+            ("rollback", ServerSays::Rollback { order: 13, from: "web:2026.11.28".parse().unwrap() }),
         ],
     );
 }

@@ -537,6 +537,10 @@ pub struct Selector {
 pub enum Fleet {
     /// Order every connected node of a channel to sync, and watch until all are done.
     Sync(FleetSync),
+    /// Order every connected node of a channel that runs a release to go back to what it ran before, and watch.
+    Rollback(FleetRollback),
+    /// Why a node has not updated: the decision, as far as the server knows it.
+    Explain(FleetExplain),
     /// Every node: its channel, what it runs and holds in standby, phase, last contact, drift.
     Status(FleetStatus),
 }
@@ -548,19 +552,55 @@ Examples:
   goldsync fleet sync --channel production --selector role=web
   goldsync fleet sync --channel staging --now --timeout 30m --json
 
-Exit 0 promises that every node that matches runs what the channel points at. It is 1 if a node failed, if one is not \
-connected (it will move when it next connects; --allow-absent forgives that), if the time ran out, or if no node matches. \
-Ctrl-C stops the watching only: the nodes carry on.")]
+Exit 0 promises that every node that matches runs what the channel points at. It is 1 if a node failed, if one waits for its \
+maintenance window or a restart, if one is not connected (it will move when it next connects; --allow-absent forgives that), if \
+the time ran out, or if no node matches. Ctrl-C stops the watching only: the nodes carry on.")]
 pub struct FleetSync {
+    /// To whom, and how it is watched.
+    #[command(flatten)]
+    pub order: FleetOrder,
+    /// At once, without the random delay that each node would otherwise take.
+    #[arg(long)]
+    pub now: bool,
+}
+
+/// `goldsync fleet rollback`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  goldsync fleet rollback --channel production --from web:2026.11.28
+
+A node that does not run that release does nothing. One that goes back proves its other slot first, does not wait for a \
+maintenance window, and does not go to that release again unasked. Point the channel at a good release before, or nodes that \
+come later go to the bad one: `goldsync promote`.")]
+pub struct FleetRollback {
+    /// To whom, and how it is watched.
+    #[command(flatten)]
+    pub order: FleetOrder,
+    /// The release to go back from, NAME:VERSION.
+    #[arg(long, value_name = "RELEASE")]
+    pub from: ReleaseRef,
+}
+
+/// `goldsync fleet explain`
+#[derive(Debug, Args)]
+pub struct FleetExplain {
+    /// The node's name.
+    pub node: Word,
+    /// Text or JSON.
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// To whom an order goes, and how it is watched.
+#[derive(Debug, Args)]
+pub struct FleetOrder {
     /// Nodes that follow this channel.
     #[arg(long, value_name = "CHANNEL")]
     pub channel: Word,
     /// Which of them.
     #[command(flatten)]
     pub selector: Selector,
-    /// At once, without the random delay that each node would otherwise take.
-    #[arg(long)]
-    pub now: bool,
     /// Nodes that are not connected do not count as failures.
     #[arg(long)]
     pub allow_absent: bool,
@@ -582,7 +622,7 @@ Columns:
   RUNS     the release in the active slot, or the first digits of its image id; `+` current: it is what the channel points
            at, `!` not yet, `?` not known
   STANDBY  the same for the other slot: what a rollback would bring back
-  PHASE    idle, check, plan, fetch, verify, staged, swap, repair or failed; `offline` if the node is not connected
+  PHASE    idle, check, plan, fetch, verify, staged, swap, trial, repair or failed; `offline` if the node is not connected
   DRIFT    blocks of the active slot that are not the golden image's, by the node's last look; `-` if it never looked")]
 pub struct FleetStatus {
     /// Which nodes.
@@ -863,7 +903,7 @@ mod tests {
         });
         check("goldsync node revoke web-1", &|cli| matches!(&cli.verb, Verb::Node(Node::Revoke(_))));
         check("goldsync fleet sync --channel production --selector role=web,site=muc --now --operator o", &|cli| {
-            matches!(&cli.verb, Verb::Fleet(Fleet::Sync(s)) if s.selector.labels.len() == 2 && s.now && !s.allow_absent)
+            matches!(&cli.verb, Verb::Fleet(Fleet::Sync(s)) if s.order.selector.labels.len() == 2 && s.now && !s.order.allow_absent)
                 && cli.operator == Some("o".into())
         });
         check(

@@ -1,4 +1,4 @@
-//! Fleet orders: "sync now", to all connected nodes of a channel, and what came of it at each.
+//! Fleet orders: "sync now", or "go back from this release", to all connected nodes of a channel, and what came of it at each.
 //!
 //! ```text
 //! api ── give ──▶ order 7: a, b, c ── ServerSays::Sync ──▶ nodes
@@ -6,7 +6,7 @@
 //! ```
 //! An order is over for a node when it says `SyncDone`, when it is revoked, when it stays away for too long, or when
 //! the order is given up by age. A node that comes back before is told again: the order may have been lost with its
-//! connection, and to sync twice is harmless.
+//! connection, and to sync twice is harmless, as is going back from a release that does not run any more.
 //!
 //! Readers see the newest state of each node and never a queue: a slow one skips progress, not outcomes, and costs
 //! nothing. Orders live in memory; their numbers come from the catalog and are never reused, so that an answer that
@@ -36,7 +36,7 @@ pub struct Orders {
 /// One order.
 pub struct Order {
     number: u64,
-    now: bool,
+    says: ServerSays,
     given: Instant,
     state: Mutex<State>,
     /// The newest version in `state`; readers wait for it to grow.
@@ -59,14 +59,14 @@ struct NodeState {
 }
 
 impl Order {
-    fn new(number: u64, now: bool, nodes: &[Word]) -> Self {
+    fn new(number: u64, says: ServerSays, nodes: &[Word]) -> Self {
         let mut state = State { open: nodes.len(), ..State::default() };
         for (version, node) in (1..).zip(nodes) {
             state.nodes.insert(node.clone(), NodeState { version, ..NodeState::default() });
             state.changes.insert(version, node.clone());
         }
         let version = watch::Sender::new(nodes.len() as u64);
-        Self { number, now, given: Instant::now(), state: Mutex::new(state), version }
+        Self { number, says, given: Instant::now(), state: Mutex::new(state), version }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -184,18 +184,25 @@ impl Orders {
             }
         }
         let selector = request.selector.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",");
+        let what = request
+            .back_from
+            .as_ref()
+            .map_or_else(|| format!("now {}", request.now), |from| format!("back from {from}"));
         let detail = format!(
-            "channel {}, selector {selector:?}, now {}, {} nodes, {} absent",
+            "channel {}, selector {selector:?}, {what}, {} nodes, {} absent",
             request.channel,
-            request.now,
             present.len(),
             absent.len()
         );
         let number = catalog.add_order(request.channel.as_str(), &selector, act.on(detail)).await?;
-        let order = Arc::new(Order::new(number, request.now, &present));
+        let says = match &request.back_from {
+            Some(from) => ServerSays::Rollback { order: number, from: from.clone() },
+            None => ServerSays::Sync { order: number, now: request.now },
+        };
+        let order = Arc::new(Order::new(number, says, &present));
         // Known before anybody is told, so that no answer can come too early.
         self.keep(order.clone());
-        let lost = |node: &Word| !roster.tell(node, &order.says());
+        let lost = |node: &Word| !roster.tell(node, &order.says);
         let (late, reached): (Vec<_>, Vec<_>) = present.into_iter().partition(lost);
         for node in &late {
             order.fail(node, "it disconnected as the order was given; it will see the channel when it is back".into());
@@ -236,7 +243,7 @@ impl Orders {
     /// What a node that has just connected must be told (again).
     pub fn open_for(&self, node: &Word) -> Vec<ServerSays> {
         let open = |order: &Arc<Order>| order.state().nodes.get(node).is_some_and(|entry| entry.outcome.is_none());
-        self.each().into_iter().filter(open).map(|order| order.says()).collect()
+        self.each().into_iter().filter(open).map(|order| order.says.clone()).collect()
     }
 
     /// A node was revoked: no order will be answered by it.
@@ -261,12 +268,6 @@ impl Orders {
     }
 }
 
-impl Order {
-    fn says(&self) -> ServerSays {
-        ServerSays::Sync { order: self.number, now: self.now }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,7 +280,7 @@ mod tests {
     fn orders(nodes: &[&str]) -> Orders {
         let orders = Orders::new();
         let nodes: Vec<_> = nodes.iter().map(|n| word(n)).collect();
-        orders.keep(Arc::new(Order::new(7, true, &nodes)));
+        orders.keep(Arc::new(Order::new(7, ServerSays::Sync { order: 7, now: true }, &nodes)));
         orders
     }
 

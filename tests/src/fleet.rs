@@ -3,7 +3,7 @@
 //! The ports are the system's choice at the first start and stay the same afterwards, so that nodes find a server that
 //! was stopped and started again.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use goldsync_server::config::Config;
@@ -54,6 +54,19 @@ impl Fleet {
 
     /// The same, with something of the configuration changed.
     pub async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::begin(&[], change).await
+    }
+
+    /// The same, where nodes come to another address than loopback's.
+    pub async fn start_on(address: IpAddr, change: impl FnOnce(&mut Config)) -> Self {
+        let listen = |config: &mut Config| {
+            config.listen = (address, 0).into();
+            change(config);
+        };
+        Self::begin(&[address], listen).await
+    }
+
+    async fn begin(addresses: &[IpAddr], change: impl FnOnce(&mut Config)) -> Self {
         log();
         let scratch = tempfile::Builder::new().prefix("goldsync-").tempdir().expect("a scratch folder");
         let any: SocketAddr = ([127, 0, 0, 1], 0).into();
@@ -61,7 +74,7 @@ impl Fleet {
             data: scratch.path().join("server"),
             listen: any,
             api: any,
-            names: vec!["127.0.0.1".into()],
+            names: addresses.iter().map(ToString::to_string).chain(["127.0.0.1".into()]).collect(),
             operator_dir: scratch.path().join("operator"),
             operator_name: "ann".into(),
         })

@@ -10,6 +10,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use goldsync_agent::identity::Identity;
 use goldsync_proto::wire::{ALPN, Answer, FRAME_HEAD, Request, frame, unframe};
@@ -38,6 +39,8 @@ pub enum Say {
     Bytes(Vec<u8>),
     /// These bytes, and then nothing, without an end.
     Stuck(Vec<u8>),
+    /// The truth, a byte at a time, with this pause before each: often enough that it never is silence.
+    Drip(Duration),
     /// These bytes, and then others without end.
     Endless(Vec<u8>),
     /// The end of the connection, with a code and a reason.
@@ -201,6 +204,17 @@ impl Inner {
             Say::Stuck(bytes) => {
                 send.write_all(&bytes).await.ok()?;
                 node.closed().await;
+            }
+            Say::Drip(pause) => {
+                let (mut to, mut from) = truth.open_bi().await.ok()?;
+                let asked = recv.read_to_end(ANSWER_MAX).await.ok()?;
+                to.write_all(&[head.to_vec(), json, asked].concat()).await.ok()?;
+                to.finish().ok()?;
+                for byte in from.read_to_end(ANSWER_MAX).await.ok()? {
+                    tokio::time::sleep(pause).await;
+                    send.write_all(&[byte]).await.ok()?;
+                }
+                send.finish().ok()?;
             }
             Say::Endless(bytes) => {
                 send.write_all(&bytes).await.ok()?;

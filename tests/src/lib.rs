@@ -17,7 +17,11 @@
 //! Image      made from a seed, and changed by one      damage   what happens to bytes on disks
 //! disk       small file systems and loop devices       stamp    was anything written?
 //! volumes    images that can be mounted                namespace   mounts that end with their test
+//! simdisk    a simulated disk under a Machine: power cuts after any operation, errors, rot
+//! net        a namespace and a cable to it
 //! ```
+//! *A virtual machine* ([`vm`]), for the stories that need a boot loader, a kernel, or a plug to pull.
+//!
 //! Everything lies in one scratch folder and listens on loopback, on ports that the kernel chose. A process that is
 //! still running when its owner is dropped is killed. What a program printed is part of every complaint. The second kind
 //! panics when the harness itself fails: a test that cannot be set up is a failed test. `GOLDSYNC_TESTS_KEEP=1` keeps its
@@ -32,6 +36,7 @@ pub mod images;
 pub mod liar;
 pub mod machine;
 pub mod namespace;
+pub mod net;
 pub mod node;
 pub mod operator;
 pub mod programs;
@@ -39,8 +44,10 @@ pub mod proxy;
 pub mod scene;
 pub mod seed;
 pub mod server;
+pub mod simdisk;
 pub mod stamp;
 pub mod tools;
+pub mod vm;
 pub mod volumes;
 pub mod wait;
 
@@ -51,6 +58,7 @@ pub use machine::Machine;
 pub use node::Node;
 pub use operator::Operator;
 pub use programs::{Programs, Run};
-pub use proxy::Proxy;
+pub use proxy::{Proxy, Way};
 pub use server::Server;
+pub use simdisk::SimDisk;
 pub use wait::eventually;

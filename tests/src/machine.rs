@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use goldsync_agent::config::Where;
 use goldsync_agent::drift::{self, DriftReport};
-use goldsync_agent::journal::SlotRecord;
+use goldsync_agent::journal::{Proven, SlotRecord};
 use goldsync_agent::link::Wire;
 use goldsync_agent::node::Node;
 use goldsync_agent::slot::SlotName;
@@ -271,6 +271,16 @@ impl Machine {
     /// `goldsync-agent repair`.
     pub async fn repair(&self) -> Told<Outcome> {
         self.verb(CancellationToken::new(), async |context| drift::repair(context).await).await
+    }
+
+    /// `goldsync-agent activate`.
+    pub async fn activate(&self) -> Told<Proven> {
+        self.verb(CancellationToken::new(), async |context| update::activate(context).await).await
+    }
+
+    /// `goldsync-agent rollback`.
+    pub async fn rollback(&self) -> Told<Proven> {
+        self.verb(CancellationToken::new(), async |context| update::rollback(context).await).await
     }
 
     /// The command line, in a process of its own.

@@ -22,6 +22,16 @@ pub fn be_one() -> Option<ExitCode> {
     }
 }
 
+/// The program `name` beside this one, where cargo puts what it builds.
+pub fn beside(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot find out which executable this is")?;
+    let mut places = own.ancestors().skip(1).take(2).map(|folder| folder.join(name));
+    let found = places.find(|place| place.is_file());
+    found.with_context(|| {
+        format!("there is no {name} beside {}; `cargo build --workspace --bins` makes it", own.display())
+    })
+}
+
 /// Where the programs are.
 #[derive(Clone, Debug)]
 pub struct Programs {

@@ -37,6 +37,8 @@ impl Server {
                 OsStr::new(&format!("127.0.0.1:{api}")),
                 OsStr::new("--name"),
                 OsStr::new("127.0.0.1"),
+                OsStr::new("--name"),
+                OsStr::new(crate::vm::HOST),
             ])?
             .ok()?;
         server.start()?;

@@ -1,33 +1,41 @@
 //! Both programs' command lines as processes, waited for without blocking the fleet that is in this process.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
 use std::process::Stdio;
 
 use serde_json::Value;
 use tokio::process::{Child, Command};
 
-use crate::programs::Programs;
+use crate::programs::{Programs, beside};
 
 /// The operator's tool and the server.
 pub const GOLDSYNC: &str = "goldsync";
 /// What runs on a node.
 pub const AGENT: &str = "goldsync-agent";
 
-/// The demo's executable, which is both programs: cargo puts it beside the folder of the tests that it was built with.
-fn executable() -> PathBuf {
-    let own = std::env::current_exe().expect("path of this test");
-    let mut places = own.ancestors().skip(1).take(2).map(|folder| folder.join("goldsync-demo"));
-    places.find(|place| place.is_file()).unwrap_or_else(|| {
-        panic!("there is no goldsync-demo beside {}; `cargo build -p goldsync-tests` makes it", own.display())
-    })
-}
-
 /// A command line about to be run. The environment is this process's, without what would reach a real installation.
 pub fn command<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = S>) -> Command {
-    let mut command = Command::from(Programs::at(executable()).command(program));
+    // The demo's executable is both programs.
+    let executable = beside("goldsync-demo").unwrap_or_else(|error| panic!("{error:#}"));
+    let mut command = Command::from(Programs::at(executable).command(program));
     command.args(args).env_remove("GOLDSYNC_OPERATOR").env_remove("NOTIFY_SOCKET");
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
+}
+
+/// The same, in a network namespace.
+pub fn command_in<S: AsRef<OsStr>>(namespace: &str, program: &str, args: impl IntoIterator<Item = S>) -> Command {
+    let inner = command(program, args);
+    let inner = inner.as_std();
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", namespace]).arg(inner.get_program()).args(inner.get_args());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     command
 }
 

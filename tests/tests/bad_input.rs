@@ -402,9 +402,7 @@ async fn a_full_state_folder() {
     fs::write(node.config(), text.replace(&state, &moved)).expect("agent.toml");
     let filler = small.point.join("filler");
     fill(&filler);
-    let ran = node.agent(&["sync"]).await;
-    assert!(matches!(ran.code, Some(5 | 3)), "{:?}: {}", ran.code, ran.err);
-    assert!(ran.err.contains("No space left"), "{}", ran.err);
+    node.agent(&["sync"]).await.fails(5, &["No space left", "state"]);
     assert_eq!(node.running(), old.id());
     fs::remove_file(&filler).expect("the filler");
     node.agent(&["sync"]).await.ok();

@@ -321,6 +321,16 @@ async fn a_staged_slot_that_rots_is_staged_anew() {
     scene.node.runs(&scene.new);
 }
 
+/// Goal: the same for a slot's file that somebody removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_staged_slot_that_is_removed_is_staged_anew() {
+    let scene = Scene::new(20).await;
+    scene.node.download().await.ok();
+    fs::remove_file(scene.node.slot(SlotName::B)).expect("the staged slot");
+    scene.node.sync().await.updated();
+    scene.node.runs(&scene.new);
+}
+
 /// Goal: files of the state folder that were torn or zeroed by a power cut cost a proof at most, never an image.
 #[tokio::test(flavor = "multi_thread")]
 async fn torn_state_files() {

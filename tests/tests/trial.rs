@@ -281,3 +281,37 @@ async fn an_update_over_the_budget_is_refused_before_it_is_fetched() {
     node.agent(&["sync", "--any-size"]).await.ok();
     node.runs(&new);
 }
+
+/// Goal: an operator orders a fleet back from a release: nodes that run it go back and stay there, the others do nothing, and
+/// `explain` says why on both sides.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_orders_the_fleet_back() {
+    let fleet = Fleet::start().await;
+    let (old, new) = (Image::noise(1, 1), Image::noise(2, 1));
+    fleet.ship(&old, "web:1").await;
+    let node = fleet.node("n1").await;
+    node.sync().await.updated();
+    fleet.ship(&new, "web:2").await;
+    node.sync().await.updated();
+    let daemon = node.daemon();
+    let online = async || fleet.operator.node("n1").await?["connected"].as_bool().filter(|connected| *connected);
+    eventually("n1 is connected", online).await;
+    let back = async |from: &str| {
+        let ordered = fleet.operator.json(["fleet", "rollback", "--channel", "production", "--from", from]).await;
+        ordered["tally"].clone()
+    };
+    assert_eq!(back("web:9").await["up_to_date"], 1, "it does not run that");
+    node.runs(&new);
+    assert_eq!(back("web:2").await["updated"], 1);
+    node.runs(&old);
+    assert_eq!(back("web:2").await["up_to_date"], 1, "twice is as good as once");
+    node.runs(&old);
+    let walk = fleet.operator.json(["fleet", "explain", "n1"]).await;
+    let last = walk["steps"].as_array().and_then(|steps| steps.last()).expect("a step").clone();
+    assert_eq!((&last["subject"], &last["state"]), (&"failed before".into(), &"stops".into()), "{walk}");
+    daemon.stop().await;
+    let explained = node.agent(&["explain"]).await.ok().out;
+    assert!(explained.contains("STOPS  failed before") && explained.contains("by hand"), "{explained}");
+    node.sync().await.updated();
+    assert!(node.agent(&["explain"]).await.ok().out.contains("nothing to update"));
+}

@@ -1,4 +1,4 @@
-//! Activation by a site's own program.
+//! Activation by a site's own program; `docs/boot/command.md` is the contract as sites read it.
 //!
 //! ```text
 //! PROGRAM [ARG...] query         prints `a`, `b` or `none`, the slot in use, and ends with 0

@@ -11,17 +11,23 @@
 //!                                          └ three starts came to nothing: the boot loader itself goes back to a
 //! ```
 //!
-//! | back-end  | active is                           | the atomic step                            | takes effect |
-//! |-----------|-------------------------------------|--------------------------------------------|--------------|
-//! | `symlink` | what a link points at               | rename(2) of a new link over the old one   | at once      |
-//! | `command` | what a site's own program says      | the program's duty                         | as it says   |
-//! | `mount`   | what is mounted at a mount point    | umount(2) of the old one over the new one  | at once      |
+//! | back-end       | active is                      | the atomic step                                | takes effect |
+//! |----------------|--------------------------------|------------------------------------------------|--------------|
+//! | `symlink`      | what a link points at          | rename(2) of a new link over the old one       | at once      |
+//! | `command`      | what a site's own program says | the program's duty                             | as it says   |
+//! | `mount`        | what is mounted at a point     | umount(2) of the old volume over the new one   | at once      |
+//! | `grub`         | what the machine runs from     | one sector of GRUB's environment block         | at restart   |
+//! | `systemd-boot` | the same                       | a new entry's name on the EFI system partition | at restart   |
+//! | `uboot`        | the same                       | the other copy of U-Boot's environment         | at restart   |
+//! | `uefi`         | the same                       | one variable of the firmware                   | at restart   |
 //!
 //! Each is a file of its own, an `impl Activation`, an arm in [`open`] and a page in `docs/boot/`. Trials, health and the way back
 //! are the same for all of them and live in `trial` and `health`, not here.
 
+use std::fs::OpenOptions;
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::release::ReleaseRef;
@@ -35,14 +41,27 @@ use crate::volume::VolumeError;
 
 mod booted;
 mod command;
+mod formats;
+mod grub;
+mod inside;
+mod kernel;
 mod mount;
 pub mod nextroot;
+mod options;
 mod symlink;
+mod systemd_boot;
+mod uboot;
+mod uefi;
 
 pub use booted::{Booted, count_soft_reboot, run};
 pub use command::Command;
+pub use grub::Grub;
 pub use mount::{Mount, Started};
+pub use options::Template;
 pub use symlink::Symlink;
+pub use systemd_boot::SystemdBoot;
+pub use uboot::Uboot;
+pub use uefi::Uefi;
 
 /// A way to say which slot is active. Calls block.
 pub trait Activation: Send + Sync {
@@ -56,7 +75,8 @@ pub trait Activation: Send + Sync {
     /// counts so many starts and then goes back to the other slot by itself; 0 is for a slot that was good before.
     fn activate(&self, slot: SlotName, holds: &Holds, tries: u8) -> Result<(), ActivationError>;
 
-    /// `slot`, which runs, has shown itself good: it is started from now on, uncounted.
+    /// `slot`, which runs, has shown itself good: it is started from now on, uncounted. Also for the slot that a boot loader went
+    /// back to by itself, so that its starts are not counted any longer either.
     fn confirm(&self, slot: SlotName) -> Result<(), ActivationError>;
 
     /// When an activated slot is in use.
@@ -135,6 +155,16 @@ pub enum ActivationError {
         path: PathBuf,
         /// Why not.
         error: io::Error,
+    },
+    /// What a boot loader goes by is not as it must be.
+    #[error("activation by {backend}: {} {problem}", path.display())]
+    Content {
+        /// By whom.
+        backend: &'static str,
+        /// Which file or folder.
+        path: PathBuf,
+        /// The value, the limit, the remedy.
+        problem: String,
     },
     /// Something is there, but no link.
     #[error("activation by symlink: {} is not a symbolic link; move it away so that the link can take its place", path.display())]
@@ -231,16 +261,68 @@ impl ActivationError {
 
 /// The back-end that the configuration names.
 pub fn open(config: &Config) -> Box<dyn Activation> {
+    let booted = || Booted::new(config.activation.cmdline.clone(), &config.slots);
     match &config.activation.backend {
         Backend::Symlink { link } => Box::new(Symlink::new(link.clone(), &config.slots)),
         Backend::Command { program, effect } => Box::new(Command::new(program.clone(), *effect, &config.slots)),
         Backend::Mount { target, volume } => Box::new(Mount::new(target, volume, &config.slots, &config.state)),
+        Backend::Grub { grubenv } => Box::new(Grub::new(grubenv.clone(), booted())),
+        Backend::SystemdBoot(settings) => Box::new(SystemdBoot::new(settings, &config.slots, booted())),
+        Backend::Uboot { env_config, single } => Box::new(Uboot::new(env_config.clone(), *single, booted())),
+        Backend::Uefi { efivars, entries } => Box::new(Uefi::new(efivars.clone(), entries.clone(), booted())),
     }
+}
+
+fn failed(backend: &'static str, what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ActivationError {
+    let path = path.to_owned();
+    move |error| ActivationError::File { backend, what, path, error }
+}
+
+/// Overwrites bytes where they lie, durably: what a boot loader finds by its blocks must keep them.
+fn overwrite(path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.write_all_at(bytes, offset)?;
+    file.sync_all()
 }
 
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
+    use crate::config::Slots;
+
+    /// A folder in the place of a machine: what its kernel's command line says, and room for a boot loader's files.
+    pub(crate) struct Machine {
+        folder: tempfile::TempDir,
+    }
+
+    impl Machine {
+        /// One that was started from `slot`.
+        pub(crate) fn new(slot: Option<SlotName>) -> Self {
+            let machine = Self { folder: tempfile::tempdir().unwrap() };
+            match slot {
+                Some(slot) => machine.boot(slot),
+                None => std::fs::write(machine.path("cmdline"), "ro").unwrap(),
+            }
+            machine
+        }
+
+        /// Starts it from `slot`.
+        pub(crate) fn boot(&self, slot: SlotName) {
+            std::fs::write(self.path("cmdline"), format!("ro goldsync.slot={slot}")).unwrap();
+        }
+
+        pub(crate) fn path(&self, name: &str) -> PathBuf {
+            self.folder.path().join(name)
+        }
+
+        pub(crate) fn slots(&self) -> Slots {
+            Slots { a: self.path("a.img"), b: self.path("b.img"), size: None }
+        }
+
+        pub(crate) fn booted(&self) -> Booted {
+            Booted::new(self.path("cmdline"), &self.slots())
+        }
+    }
 
     /// Something to activate.
     pub(crate) fn holds() -> Holds {

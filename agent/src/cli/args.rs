@@ -12,7 +12,7 @@ use crate::config::Address;
 const EXIT_CODES: &str = "\
 Exit codes:
   0    done, or nothing to do
-  1    failed
+  1    failed; something would stop an update (doctor)
   2    usage or configuration; this machine is not enrolled
   3    not trusted: signature, expiry, rolled-back metadata, a release that is not acceptable,
        a server of another fleet
@@ -32,6 +32,7 @@ Files:
   /var/lib/goldsync                               state: certificate, signed metadata, proofs
 
 Examples:
+  goldsync-agent init --write && goldsync-agent doctor             a configuration for this machine, and what is still amiss
   goldsync-agent enroll --server golden.example.net --token gs1.…   become a node
   goldsync-agent sync                                              run what the channel says, now
   goldsync-agent download && goldsync-agent activate               fetch now, switch later
@@ -74,6 +75,32 @@ pub struct Global {
 /// What to do.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Verb {
+    /// Look at this machine and propose a configuration for it
+    ///
+    /// Finds partitions that belong together (by label or size), or proposes files; finds the boot loader; and says for every value why.
+    /// Prints it, unless --write is given. Nothing is run, and nothing else is changed. Read it before you use it: a slot is
+    /// overwritten whole.
+    #[command(after_help = "\
+Examples:
+  goldsync-agent init                                  what it would be
+  goldsync-agent init --server golden.example.net --write && goldsync-agent doctor
+  goldsync-agent init --json | jq .machine.partitions  what was found
+  goldsync-agent init --root /mnt                      of another machine's file systems")]
+    Init(Init),
+    /// Say what would stop an update or a rollback here, each with its cure
+    ///
+    /// Looks at configuration, slots, state folder, activation, what is active and what could be gone back to, drift, disks, identity,
+    /// clock and signed metadata, and asks the server for news. Exit code 1 if anything stops an update or the way back; warnings
+    /// do not.
+    #[command(after_help = "\
+Examples:
+  goldsync-agent doctor
+  goldsync-agent doctor --offline --json | jq '.findings[] | select(.verdict != \"fine\")'")]
+    Doctor {
+        /// Do not ask the server
+        #[arg(long)]
+        offline: bool,
+    },
     /// Make this machine a node of a fleet
     ///
     /// The token proves the machine to the server and the server to the machine: it carries the hash of the fleet's CA and
@@ -210,6 +237,26 @@ Examples:
     },
 }
 
+/// What a proposal may be told.
+#[derive(Clone, Debug, Group)]
+pub struct Init {
+    /// The server to put into it; left out, it is the one that the node is enrolled with
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub server: Option<Address>,
+    /// The channel to follow
+    #[arg(long, value_name = "NAME")]
+    pub channel: Option<Word>,
+    /// Write it to /etc/goldsync/agent.toml (or where --config says)
+    #[arg(long)]
+    pub write: bool,
+    /// With --write: also over a configuration that is there
+    #[arg(long, requires = "write")]
+    pub force: bool,
+    /// The folder that is the machine's root
+    #[arg(long, value_name = "FOLDER", default_value = "/")]
+    pub root: PathBuf,
+}
+
 /// How much an update may take.
 #[derive(Clone, Copy, Debug, Default, Group)]
 pub struct Fetching {
@@ -271,6 +318,7 @@ mod tests {
             ("goldsync-agent enroll", "--token"),
             ("goldsync-agent enroll --token x --server a:b", "HOST:PORT"),
             ("goldsync-agent sync --now", "--now"),
+            ("goldsync-agent init --force", "--write"),
         ] {
             let error = parse(line).unwrap_err().to_string();
             assert!(error.contains(expected), "{line}: {error}");

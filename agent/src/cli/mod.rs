@@ -16,6 +16,7 @@ use crate::daemon;
 
 mod args;
 mod failure;
+mod setup;
 mod ui;
 mod verbs;
 
@@ -59,6 +60,8 @@ fn run(args: Args, ui: &Ui) -> Result<(), Failure> {
             Ok(())
         }
         Verb::Man { out } => verbs::man(out.as_deref()),
+        Verb::Init(args) => setup::init(&args, &place, ui),
+        Verb::Doctor { offline } => runtime()?.block_on(setup::doctor(&place, !offline, ui)),
         Verb::Status => Work::open(&place, ui.clone(), CancellationToken::new())?.status(),
         Verb::Mount => Work::open(&place, ui.clone(), CancellationToken::new())?.mount(),
         verb => {
@@ -98,7 +101,12 @@ async fn online(verb: Verb, place: &Where, ui: &Ui) -> Result<(), Failure> {
             daemon::run(work.node.clone(), stop.clone()).await;
             return Ok(());
         }
-        Verb::Status | Verb::Mount | Verb::Completions { .. } | Verb::Man { .. } => Ok(()),
+        Verb::Init(_)
+        | Verb::Doctor { .. }
+        | Verb::Status
+        | Verb::Mount
+        | Verb::Completions { .. }
+        | Verb::Man { .. } => Ok(()),
     };
     done.map_err(|failure| if stop.is_cancelled() { interrupted(&work, failure) } else { failure })
 }

@@ -120,7 +120,7 @@ impl Work {
             Some(release) => update::install(&mut ctx, release).await,
             None => update::download(&mut ctx).await,
         };
-        let (check, account) = self.noted(done)?;
+        let (check, account) = self.told(done, &link).await?;
         if account.is_some() {
             self.farewell(&link).await;
         }
@@ -253,7 +253,7 @@ impl Work {
     pub async fn sync(&self, args: Fetching, restart: bool) -> Result<(), Failure> {
         let (mut ctx, link) = self.online().await?;
         ctx.any_size = args.any_size;
-        let outcome = self.noted(update::sync(&mut ctx).await)?;
+        let outcome = self.told(update::sync(&mut ctx).await, &link).await?;
         self.over(&ctx, &link, outcome, "runs already; nothing was fetched and nothing written").await?;
         self.restart_if(restart, &ctx)
     }
@@ -261,7 +261,7 @@ impl Work {
     /// `repair`
     pub async fn repair(&self) -> Result<(), Failure> {
         let (mut ctx, link) = self.online().await?;
-        let outcome = self.noted(drift::repair(&mut ctx).await)?;
+        let outcome = self.told(drift::repair(&mut ctx).await, &link).await?;
         self.over(&ctx, &link, outcome, "has not drifted; nothing to repair").await
     }
 
@@ -342,7 +342,7 @@ impl Work {
     fn noted<T>(&self, done: Result<T, UpdateError>) -> Result<T, Failure> {
         done.map_err(|error| {
             let failure = Failure::from(error);
-            if ![75, super::failure::INTERRUPTED].contains(&failure.code) {
+            if is_failure(&failure) {
                 let outcome = Outcome::Failed { error: failure.message.clone() };
                 if let Err(error) = remember(&self.node, &outcome) {
                     tracing::error!(%error, "the outcome could not be recorded");
@@ -350,6 +350,16 @@ impl Work {
             }
             failure
         })
+    }
+
+    /// The same for a verb that talks to the server, which is told at once.
+    async fn told<T>(&self, done: Result<T, UpdateError>, link: &Link) -> Result<T, Failure> {
+        let noted = self.noted(done);
+        if noted.as_ref().is_err_and(is_failure) {
+            self.farewell(link).await;
+            link.close().await;
+        }
+        noted
     }
 
     /// The end of `sync` and `repair`.
@@ -416,6 +426,11 @@ impl Work {
             Err(_) => tracing::info!("the server could not be told in time"),
         }
     }
+}
+
+/// Being busy or interrupted is none.
+fn is_failure(failure: &Failure) -> bool {
+    ![75, super::failure::INTERRUPTED].contains(&failure.code)
 }
 
 fn expected(checked: &Checked, forecast: bool) -> String {

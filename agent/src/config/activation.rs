@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{ConfigError, absolute, raw, span, value};
-use crate::boot::Effect;
+use crate::boot::{Effect, Template};
 use crate::program::Program;
 use crate::volume::{OptionsError, Volume};
 
@@ -13,6 +13,9 @@ const TRIES: u8 = 3;
 
 /// The most that all boot loaders can count.
 const TRIES_MAX: u8 = 9;
+
+/// The most that U-Boot's scripts can count: their arithmetic is hexadecimal, their comparison decimal.
+const UBOOT_TRIES_MAX: u8 = 8;
 
 /// How a slot becomes the active one; see `boot`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +50,64 @@ pub enum Backend {
         /// How a slot is mounted.
         volume: Volume,
     },
+    /// GRUB; see `boot::Grub`.
+    Grub {
+        /// Its environment block. Default `/boot/grub/grubenv`.
+        grubenv: PathBuf,
+    },
+    /// systemd-boot; see `boot::SystemdBoot`.
+    SystemdBoot(SystemdBoot),
+    /// U-Boot; see `boot::Uboot`.
+    Uboot {
+        /// Where the copies of its environment are, in the words of fw_printenv. Default `/etc/fw_env.config`.
+        env_config: PathBuf,
+        /// One copy must do.
+        single: bool,
+    },
+    /// The firmware; see `boot::Uefi`.
+    Uefi {
+        /// Where its variables are. Default `/sys/firmware/efi/efivars`.
+        efivars: PathBuf,
+        /// The boot entries of a and b: numbers or descriptions. Default `goldsync a` and `goldsync b`.
+        entries: [String; 2],
+    },
+}
+
+/// What systemd-boot needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SystemdBoot {
+    /// Where the EFI system partition is mounted.
+    pub esp: PathBuf,
+    /// Where the firmware's variables are. Default `/sys/firmware/efi/efivars`.
+    pub efivars: PathBuf,
+    /// What is started.
+    pub kernel: Kernel,
+    /// Its command line.
+    pub options: Template,
+}
+
+/// Where the kernel of an image is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// In the image.
+    Image {
+        /// The kernel.
+        linux: PathBuf,
+        /// Its initrd.
+        initrd: Option<PathBuf>,
+    },
+    /// In the image, in one file with its initrd.
+    Unified {
+        /// The unified kernel image.
+        uki: PathBuf,
+    },
+    /// On the EFI system partition, whatever the image is: a machine's own.
+    Esp {
+        /// The kernel, from the partition's root.
+        linux: PathBuf,
+        /// Its initrd.
+        initrd: Option<PathBuf>,
+    },
 }
 
 /// Every back-end's name and the keys that belong to it alone.
@@ -54,6 +115,10 @@ const BACKENDS: &[(&str, &[&str])] = &[
     ("symlink", &["link"]),
     ("command", &["command", "time_limit", "takes_effect"]),
     ("mount", &["target", "fstype", "options", "verity"]),
+    ("grub", &["grubenv"]),
+    ("systemd-boot", &["esp", "efivars", "kernel", "initrd", "kernel_from", "uki", "options"]),
+    ("uboot", &["env_config", "single"]),
+    ("uefi", &["efivars", "entry_a", "entry_b"]),
 ];
 
 pub(super) fn activation(raw: raw::Activation) -> Result<Activation, ConfigError> {
@@ -67,17 +132,28 @@ pub(super) fn activation(raw: raw::Activation) -> Result<Activation, ConfigError
     if let Some((key, _)) = given(&raw).into_iter().find(|(key, given)| *given && !own.contains(&short(key))) {
         return Err(value(key, format!("does not belong to the back-end \"{name}\"; remove it")));
     }
-    let tries = raw.tries.unwrap_or(TRIES);
-    if !(1..=TRIES_MAX).contains(&tries) {
-        return Err(value("activation.tries", format!("is {tries}; 1 to {TRIES_MAX} are allowed")));
-    }
+    let tries = tries(name, raw.tries)?;
     let cmdline = absolute("activation.cmdline", raw.cmdline.clone().unwrap_or_else(|| "/proc/cmdline".into()))?;
     let backend = match name {
         "symlink" => symlink(raw)?,
         "mount" => mount(raw)?,
+        "grub" => grub(raw)?,
+        "systemd-boot" => systemd_boot(raw)?,
+        "uboot" => uboot(raw)?,
+        "uefi" => uefi(raw)?,
         _ => command(raw)?,
     };
     Ok(Activation { backend, tries, cmdline })
+}
+
+/// Whether there is a back-end of this name.
+pub fn knows_backend(name: &str) -> bool {
+    BACKENDS.iter().any(|(backend, _)| *backend == name)
+}
+
+/// Whether a back-end has a key of its own of this name.
+pub fn knows_key(name: &str, key: &str) -> bool {
+    BACKENDS.iter().any(|(backend, own)| *backend == name && own.contains(&key))
 }
 
 /// The keys that belong to one back-end or another, and whether they are there.
@@ -91,7 +167,31 @@ fn given(raw: &raw::Activation) -> Vec<(&'static str, bool)> {
         ("activation.fstype", raw.fstype.is_some()),
         ("activation.options", raw.options.is_some()),
         ("activation.verity", raw.verity.is_some()),
+        ("activation.grubenv", raw.grubenv.is_some()),
+        ("activation.esp", raw.esp.is_some()),
+        ("activation.efivars", raw.efivars.is_some()),
+        ("activation.kernel", raw.kernel.is_some()),
+        ("activation.initrd", raw.initrd.is_some()),
+        ("activation.kernel_from", raw.kernel_from.is_some()),
+        ("activation.uki", raw.uki.is_some()),
+        ("activation.env_config", raw.env_config.is_some()),
+        ("activation.single", raw.single.is_some()),
+        ("activation.entry_a", raw.entry_a.is_some()),
+        ("activation.entry_b", raw.entry_b.is_some()),
     ]
+}
+
+fn tries(backend: &str, given: Option<u8>) -> Result<u8, ConfigError> {
+    let (default, most) = match backend {
+        "uefi" => (1, 1),
+        "uboot" => (TRIES, UBOOT_TRIES_MAX),
+        _ => (TRIES, TRIES_MAX),
+    };
+    let tries = given.unwrap_or(default);
+    if (1..=most).contains(&tries) {
+        return Ok(tries);
+    }
+    Err(value("activation.tries", format!("is {tries}; the back-end \"{backend}\" counts 1 to {most}")))
 }
 
 fn short(key: &str) -> &str {
@@ -140,6 +240,82 @@ fn mount(raw: raw::Activation) -> Result<Backend, ConfigError> {
         options.map_err(|error: OptionsError| value("activation.options", format!("cannot be used: {error}")))?;
     let volume = Volume { file_system: raw.fstype, options, verity: raw.verity.unwrap_or(false) };
     Ok(Backend::Mount { target, volume })
+}
+
+fn grub(raw: raw::Activation) -> Result<Backend, ConfigError> {
+    let grubenv = raw.grubenv.unwrap_or_else(|| "/boot/grub/grubenv".into());
+    Ok(Backend::Grub { grubenv: absolute("activation.grubenv", grubenv)? })
+}
+
+fn systemd_boot(raw: raw::Activation) -> Result<Backend, ConfigError> {
+    let esp = raw.esp.clone().ok_or_else(|| {
+        value("activation.esp", "is missing; name where the EFI system partition is mounted, for example /boot/efi")
+    })?;
+    let template = raw.options.as_deref().ok_or_else(|| {
+        let example = "options = \"root=PARTUUID={partuuid} ro\"";
+        value("activation.options", format!("is missing; write the kernel's command line, for example {example}"))
+    })?;
+    let options = Template::read(template).map_err(|problem| value("activation.options", problem))?;
+    Ok(Backend::SystemdBoot(SystemdBoot {
+        esp: absolute("activation.esp", esp)?,
+        efivars: efivars(&raw)?,
+        kernel: kernel(raw)?,
+        options,
+    }))
+}
+
+fn uboot(raw: raw::Activation) -> Result<Backend, ConfigError> {
+    let env_config = raw.env_config.unwrap_or_else(|| "/etc/fw_env.config".into());
+    let env_config = absolute("activation.env_config", env_config)?;
+    Ok(Backend::Uboot { env_config, single: raw.single.unwrap_or(false) })
+}
+
+fn uefi(raw: raw::Activation) -> Result<Backend, ConfigError> {
+    let efivars = efivars(&raw)?;
+    let a = raw.entry_a.unwrap_or_else(|| "goldsync a".to_owned());
+    let b = raw.entry_b.unwrap_or_else(|| "goldsync b".to_owned());
+    if a.eq_ignore_ascii_case(&b) {
+        return Err(value("activation.entry_b", format!("is {b:?}, as that of a; give each slot an entry of its own")));
+    }
+    Ok(Backend::Uefi { efivars, entries: [a, b] })
+}
+
+fn efivars(raw: &raw::Activation) -> Result<PathBuf, ConfigError> {
+    absolute("activation.efivars", raw.efivars.clone().unwrap_or_else(|| "/sys/firmware/efi/efivars".into()))
+}
+
+fn kernel(raw: raw::Activation) -> Result<Kernel, ConfigError> {
+    let initrd = raw.initrd.map(|initrd| line("activation.initrd", initrd)).transpose()?;
+    let linux = raw.kernel.map(|kernel| line("activation.kernel", kernel)).transpose()?;
+    let uki = raw.uki.map(|uki| line("activation.uki", uki)).transpose()?;
+    match (linux, uki, raw.kernel_from.as_deref()) {
+        (Some(linux), None, None | Some("image")) => Ok(Kernel::Image { linux, initrd }),
+        (Some(linux), None, Some("esp")) => Ok(Kernel::Esp { linux, initrd }),
+        (None, Some(uki), None | Some("image")) if initrd.is_none() => Ok(Kernel::Unified { uki }),
+        (_, Some(_), _) => {
+            let problem =
+                "is a kernel with its initrd, from the image; remove `kernel`, `initrd` and `kernel_from`, or this";
+            Err(value("activation.uki", problem))
+        }
+        (None, None, _) => {
+            let problem = "is missing; name the kernel in the image, for example kernel = \"/vmlinuz\", or a unified one with `uki`";
+            Err(value("activation.kernel", problem))
+        }
+        (_, _, other) => {
+            let problem = format!("is {:?}; there are \"image\" and \"esp\"", other.unwrap_or_default());
+            Err(value("activation.kernel_from", problem))
+        }
+    }
+}
+
+/// A path that becomes a line of a boot entry.
+fn line(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    let path = absolute(key, path)?;
+    let plain = |text: &str| !text.chars().any(|c| c.is_whitespace() || c.is_control());
+    if path.to_str().is_some_and(plain) {
+        return Ok(path);
+    }
+    Err(value(key, format!("is {path:?}; a boot entry takes no path with spaces in it")))
 }
 
 /// A program that this configuration names.

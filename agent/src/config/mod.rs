@@ -22,7 +22,7 @@ use chrono_tz::Tz;
 use croner::Cron;
 use goldsync_proto::block::Geometry;
 use goldsync_proto::release::{Word, check_labels};
-use goldsync_proto::units::Span;
+use goldsync_proto::units::{Rate, Span};
 use goldsync_proto::wire::Prefer;
 
 use crate::slot::{Identity, SlotName};
@@ -35,7 +35,7 @@ mod load;
 mod raw;
 mod restart;
 
-pub use activation::{Activation, Backend};
+pub use activation::{Activation, Backend, Kernel, SystemdBoot, knows_backend, knows_key};
 pub use budget::{Budget, LinkBudget};
 pub use health::Health;
 pub use load::Where;
@@ -122,6 +122,24 @@ pub struct Limits {
     pub scan_budget: u64,
     /// Which packs to ask for, where the server has two: those that unpack quickly, or those that are smallest.
     pub prefer: Prefer,
+    /// When a server that answers too slowly, or not at all, is given up.
+    pub patience: Patience,
+}
+
+/// When a server that answers too slowly, or not at all, is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// How long nothing may arrive where something is due. Default 30 s.
+    pub silence: Duration,
+    /// The slowest that what is due may arrive. Default 256 B/s over 2 min: below any link that IP is spoken over, above what
+    /// keeps a node busy for ever.
+    pub slowest: Rate,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { silence: Duration::from_secs(30), slowest: Rate { bytes: 256, over: Duration::from_secs(120) } }
+    }
 }
 
 /// Why a configuration was turned down. Exit code 2.
@@ -138,7 +156,7 @@ pub enum ConfigError {
     },
     /// There is none.
     #[error(
-        "configuration: no agent.toml in {places}; write one (there is an example in the package's documentation), or name one with --config"
+        "configuration: no agent.toml in {places}; `goldsync-agent init --write` makes one for this machine; or name one with --config"
     )]
     None {
         /// Where it was looked for.
@@ -336,7 +354,25 @@ fn limits(raw: raw::Limits) -> Result<Limits, ConfigError> {
         Some("bytes") => Prefer::Bytes,
         Some(other) => return Err(value("limits.prefer", format!("is {other:?}; there are \"time\" and \"bytes\""))),
     };
-    Ok(Limits { threads, scan_budget, prefer })
+    let patience = patience(raw.silence.as_deref(), raw.slowest.as_deref())?;
+    Ok(Limits { threads, scan_budget, prefer, patience })
+}
+
+/// Neither can be turned off: what nobody waits for in vain is part of what a node promises.
+fn patience(silence: Option<&str>, slowest: Option<&str>) -> Result<Patience, ConfigError> {
+    let default = Patience::default();
+    let spans = Duration::from_secs(1)..=Duration::from_secs(3600);
+    let silence = span("limits.silence", silence, default.silence)?;
+    if !spans.contains(&silence) {
+        return Err(value("limits.silence", format!("is {}; 1 s to 1 hour are allowed", Span(silence))));
+    }
+    let slowest = slowest.map_or(Ok(default.slowest), str::parse::<Rate>);
+    let slowest = slowest.map_err(|error| value("limits.slowest", format!("cannot be used: {error}")))?;
+    if slowest.bytes == 0 || !spans.contains(&slowest.over) {
+        let problem = format!("is {slowest}; at least 1 B/s, counted over 1 s to 1 hour, is needed");
+        return Err(value("limits.slowest", problem));
+    }
+    Ok(Patience { silence, slowest })
 }
 
 fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {

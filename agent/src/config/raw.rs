@@ -64,6 +64,17 @@ pub(super) struct Activation {
     pub(super) fstype: Option<String>,
     pub(super) options: Option<String>,
     pub(super) verity: Option<bool>,
+    pub(super) grubenv: Option<PathBuf>,
+    pub(super) esp: Option<PathBuf>,
+    pub(super) efivars: Option<PathBuf>,
+    pub(super) kernel: Option<PathBuf>,
+    pub(super) initrd: Option<PathBuf>,
+    pub(super) kernel_from: Option<String>,
+    pub(super) uki: Option<PathBuf>,
+    pub(super) env_config: Option<PathBuf>,
+    pub(super) single: Option<bool>,
+    pub(super) entry_a: Option<String>,
+    pub(super) entry_b: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -117,4 +128,6 @@ pub(super) struct Limits {
     pub(super) threads: Option<usize>,
     pub(super) scan_budget: Option<Size>,
     pub(super) prefer: Option<String>,
+    pub(super) silence: Option<String>,
+    pub(super) slowest: Option<String>,
 }

@@ -31,6 +31,40 @@ fn with(line: &str, by: &str) -> String {
     GOOD.replace(line, by)
 }
 
+/// `GOOD` with another back-end.
+fn loader(backend: &str) -> String {
+    with("\"symlink\"\nlink = \"/slots/current\"", backend)
+}
+
+const ESP: &str = "\"systemd-boot\"\nesp = \"/efi\"\n";
+
+#[test]
+fn every_boot_loader_has_its_defaults() {
+    let backend = |text: &str| Config::parse(Path::new("agent.toml"), &loader(text)).unwrap().activation;
+    let grub = backend("\"grub\"");
+    assert_eq!((grub.backend, grub.tries), (Backend::Grub { grubenv: "/boot/grub/grubenv".into() }, 3));
+    let uboot = Backend::Uboot { env_config: "/etc/fw_env.config".into(), single: false };
+    assert_eq!(backend("\"uboot\"").backend, uboot);
+    let uefi = backend("\"uefi\"");
+    let entries = ["goldsync a".to_owned(), "goldsync b".to_owned()];
+    let efivars = PathBuf::from("/sys/firmware/efi/efivars");
+    assert_eq!((uefi.backend, uefi.tries), (Backend::Uefi { efivars: efivars.clone(), entries }, 1));
+    let options = "root=PARTUUID={partuuid} ro";
+    let kernel = |keys: &str| {
+        let Backend::SystemdBoot(settings) = backend(&format!("{ESP}options = \"{options}\"\n{keys}")).backend else {
+            panic!("another back-end");
+        };
+        assert_eq!((settings.esp.as_path(), settings.efivars), (Path::new("/efi"), efivars.clone()));
+        assert_eq!(settings.options.to_string(), options);
+        settings.kernel
+    };
+    let (linux, initrd) = (PathBuf::from("/vmlinuz"), Some(PathBuf::from("/initrd")));
+    assert_eq!(kernel("kernel = \"/vmlinuz\""), Kernel::Image { linux: linux.clone(), initrd: None });
+    let fixed = kernel("kernel = \"/vmlinuz\"\ninitrd = \"/initrd\"\nkernel_from = \"esp\"");
+    assert_eq!(fixed, Kernel::Esp { linux, initrd });
+    assert_eq!(kernel("uki = \"/linux.efi\""), Kernel::Unified { uki: "/linux.efi".into() });
+}
+
 #[test]
 fn a_good_file_is_read_with_its_defaults() {
     let config = Config::parse(Path::new("agent.toml"), GOOD).unwrap();
@@ -43,6 +77,11 @@ fn a_good_file_is_read_with_its_defaults() {
     assert_eq!(config.schedule.splay, Duration::from_secs(1800));
     assert_eq!(config.limits.scan_budget, 64 << 30);
     assert_eq!(config.limits.prefer, Prefer::Time);
+    assert_eq!(config.limits.patience, Patience::default());
+    let hasty = format!("{GOOD}\n[limits]\nsilence = \"5 s\"\nslowest = \"4 KiB/s over 10 s\"");
+    let hasty = Config::parse(Path::new("agent.toml"), &hasty).unwrap().limits.patience;
+    let slowest = Rate { bytes: 4096, over: Duration::from_secs(10) };
+    assert_eq!(hasty, Patience { silence: Duration::from_secs(5), slowest });
     let frugal = Config::parse(Path::new("agent.toml"), &format!("{GOOD}\n[limits]\nprefer = \"bytes\"")).unwrap();
     assert_eq!(frugal.limits.prefer, Prefer::Bytes);
 }
@@ -85,7 +124,10 @@ fn every_bad_value_names_its_key() {
         (with("a = \"/slots/a.img\"", "a = \"/x/../b.img\""), "without `..`"),
         (with("\"4 GiB\"", "\"4 GB\""), "`slots.size` cannot be used: \"4 GB\" is not a size"),
         (with("\"4 GiB\"", "4097"), "`slots.size` cannot be used"),
-        (with("\"symlink\"", "\"floppy\""), "`activation.backend` is \"floppy\"; known are \"symlink\", \"command\""),
+        (
+            with("\"symlink\"", "\"floppy\""),
+            "`activation.backend` is \"floppy\"; known are \"symlink\", \"command\", \"grub\"",
+        ),
         (with("link = \"/slots/current\"", ""), "`activation.link` is missing"),
         (with("link = \"/slots/current\"", "link = \"/slots/b.img\""), "`activation.link` is slot b itself"),
         (
@@ -96,10 +138,37 @@ fn every_bad_value_names_its_key() {
             with("\"symlink\"\nlink = \"/slots/current\"", "\"command\"\ncommand = [\"x\"]"),
             "`activation.command` must be a list",
         ),
+        (loader("\"grub\"\ngrubenv = \"x\""), "`activation.grubenv` is x; an absolute path"),
+        (loader("\"grub\"\ntries = 0"), "`activation.tries` is 0; the back-end \"grub\" counts 1 to 9"),
+        (loader("\"uefi\"\ntries = 2"), "`activation.tries` is 2; the back-end \"uefi\" counts 1 to 1"),
+        (loader("\"uboot\"\ntries = 9"), "`activation.tries` is 9; the back-end \"uboot\" counts 1 to 8"),
+        (loader("\"uboot\"\nesp = \"/efi\""), "`activation.esp` does not belong to the back-end \"uboot\""),
+        (loader("\"uefi\"\nentry_b = \"Goldsync A\""), "`activation.entry_b` is \"Goldsync A\", as that of a"),
+        (loader("\"systemd-boot\""), "`activation.esp` is missing; name where"),
+        (
+            loader("\"systemd-boot\"\nesp = \"/efi\""),
+            "`activation.options` is missing; write the kernel's command line",
+        ),
+        (loader(&format!("{ESP}options = \"{{uuid}}\"")), "`activation.options` has {uuid}, which is not known"),
+        (loader(&format!("{ESP}options = \"\"")), "`activation.kernel` is missing; name the kernel"),
+        (loader(&format!("{ESP}options = \"\"\nkernel = \"/a b\"")), "a boot entry takes no path with spaces"),
+        (
+            loader(&format!("{ESP}options = \"\"\nkernel = \"/a\"\nkernel_from = \"tape\"")),
+            "`activation.kernel_from` is \"tape\"; there are \"image\" and \"esp\"",
+        ),
+        (loader(&format!("{ESP}options = \"\"\nkernel = \"/a\"\nuki = \"/b\"")), "`activation.uki` is a kernel with"),
         (with("\"30 3 * * *\"", "\"99 3 * * *\""), "`schedule.cron` is \"99 3 * * *\""),
         (with("\"Europe/Vienna\"", "\"Europe/Wien\""), "`schedule.time_zone` is \"Europe/Wien\""),
         (format!("{GOOD}splay = \"1 fortnight\""), "`schedule.splay` cannot be used: \"1 fortnight\" is not a span"),
         (format!("{GOOD}[limits]\nthreads = 0"), "`limits.threads` is 0; 1 to 256"),
+        (format!("{GOOD}[limits]\nsilence = \"30\""), "`limits.silence` cannot be used: \"30\" is not a span"),
+        (format!("{GOOD}[limits]\nsilence = \"0\""), "`limits.silence` is 0 ms; 1 s to 1 hour"),
+        (format!("{GOOD}[limits]\nslowest = \"9 B\""), "`limits.slowest` cannot be used: \"9 B\" is not a rate"),
+        (
+            format!("{GOOD}[limits]\nslowest = \"0/s over 1 min\""),
+            "`limits.slowest` is 0 B/s over 1 min; at least 1 B/s",
+        ),
+        (format!("{GOOD}[limits]\nslowest = \"9 B/s over 1 day\""), "`limits.slowest` is 9 B/s over 1 day; at least"),
         (format!("state = \"/slots/a.img/state\"\n{GOOD}"), "`state` /slots/a.img/state lies in slot a"),
         (with("channel = \"production\"", "channel = 3"), "line 3, column 11"),
         ("channel = ".to_owned(), "agent.toml: TOML parse error"),

@@ -7,20 +7,31 @@
 //!                                                                     which may have looked at the channel before
 //! ```
 //! Cues are only "look again": they carry no release, so that any number of waiting ones are one. What differs is when,
-//! and which orders want an answer.
+//! which orders want an answer, and whether to go back from a release first.
 
 use std::time::Instant;
+
+use goldsync_proto::release::ReleaseRef;
 
 /// Orders that may wait for one update. A server that sends more in that time is not served better by more answers.
 const ORDERS_MAX: usize = 256;
 
 /// What makes the daemon look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cue {
     /// When to begin.
     pub due: Instant,
     /// The operator's order behind it, to be answered.
     pub order: Option<u64>,
+    /// The release to go back from before looking.
+    pub back_from: Option<ReleaseRef>,
+}
+
+impl Cue {
+    /// A look at the channel at that time, for nobody.
+    pub fn look(due: Instant) -> Self {
+        Self { due, order: None, back_from: None }
+    }
 }
 
 /// What one update was for.
@@ -28,6 +39,8 @@ pub struct Cue {
 pub struct Job {
     /// Orders to answer when it is over.
     pub orders: Vec<u64>,
+    /// The release to go back from: the last one that was said.
+    pub back_from: Option<ReleaseRef>,
 }
 
 #[derive(Clone, Debug)]
@@ -53,6 +66,7 @@ impl Queue {
         }
         let waiting = self.waiting.get_or_insert(Waiting { due: cue.due, job: Job::default() });
         waiting.due = waiting.due.min(cue.due);
+        waiting.job.back_from = cue.back_from.or(waiting.job.back_from.take());
         if let Some(order) = cue.order
             && !waiting.job.orders.contains(&order)
             && waiting.job.orders.len() < ORDERS_MAX
@@ -88,7 +102,7 @@ mod tests {
     use std::time::Duration;
 
     fn at(start: Instant, seconds: u64, order: Option<u64>) -> Cue {
-        Cue { due: start + Duration::from_secs(seconds), order }
+        Cue { order, ..Cue::look(start + Duration::from_secs(seconds)) }
     }
 
     #[test]
@@ -102,8 +116,8 @@ mod tests {
         queue.cue(at(now, 9, Some(2)));
         assert_eq!(queue.due(), Some(now + Duration::from_secs(5)));
         assert_eq!(queue.start(now + Duration::from_secs(4)), None);
-        assert_eq!(queue.start(now + Duration::from_secs(5)), Some(Job { orders: vec![1, 2] }));
-        assert_eq!(queue.finish(), Job { orders: vec![1, 2] });
+        assert_eq!(queue.start(now + Duration::from_secs(5)), Some(Job { orders: vec![1, 2], back_from: None }));
+        assert_eq!(queue.finish(), Job { orders: vec![1, 2], back_from: None });
         assert_eq!(queue.due(), None);
     }
 
@@ -131,6 +145,16 @@ mod tests {
         assert_eq!(queue.due(), None);
         queue.cue(at(now, 0, Some(1)));
         assert!(queue.start(now).is_some(), "after it, it is a new order");
+    }
+
+    #[test]
+    fn an_order_to_go_back_is_not_lost_among_looks() {
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        let from: ReleaseRef = "web:2".parse().unwrap();
+        queue.cue(Cue { order: Some(1), back_from: Some(from.clone()), ..Cue::look(now) });
+        queue.cue(at(now, 0, None));
+        assert_eq!(queue.start(now), Some(Job { orders: vec![1], back_from: Some(from) }));
     }
 
     #[test]

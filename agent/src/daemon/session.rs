@@ -59,7 +59,7 @@ impl Session<'_> {
         let mut live = self.work.live();
         let mut scheduled = self.scheduled();
         let mut renewal = Instant::now();
-        self.work.queue.cue(Cue { due: Instant::now(), order: None });
+        self.work.queue.cue(Cue::look(Instant::now()));
         loop {
             reporter.answer(&mut self.work.answers).await?;
             let due = self.work.queue.due();
@@ -79,7 +79,7 @@ impl Session<'_> {
                 () = at(due) => self.work.begin(&self.link),
                 () = until(scheduled) => {
                     if scheduled.is_some_and(|time| time <= Utc::now()) {
-                        self.work.queue.cue(Cue { due: Instant::now(), order: None });
+                        self.work.queue.cue(Cue::look(Instant::now()));
                         scheduled = self.scheduled();
                     }
                 }
@@ -112,13 +112,17 @@ impl Session<'_> {
         let wait = |limit| schedule::splay(limit, rand::random());
         let cue = match said {
             ServerSays::Moved { channel } if channel == self.node.config.channel => {
-                Cue { due: Instant::now() + wait(splay.min(MOVED_SPLAY)), order: None }
+                Cue::look(Instant::now() + wait(splay.min(MOVED_SPLAY)))
             }
             ServerSays::Moved { .. } => return,
             ServerSays::Sync { order, now } => {
                 let wait = if now { Duration::ZERO } else { wait(splay) };
                 tracing::info!(order, ?wait, "ordered to sync");
-                Cue { due: Instant::now() + wait, order: Some(order) }
+                Cue { order: Some(order), ..Cue::look(Instant::now() + wait) }
+            }
+            ServerSays::Rollback { order, from } => {
+                tracing::info!(order, %from, "ordered to go back");
+                Cue { order: Some(order), back_from: Some(from), ..Cue::look(Instant::now()) }
             }
             other => return tracing::warn!(?other, "the server says something that is not understood here"),
         };

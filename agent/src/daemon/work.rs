@@ -70,7 +70,7 @@ impl Work {
 
     /// Begins by bringing a trial to its end: what runs now may have been started for the first time. Needs no server.
     pub(super) fn settle(&mut self) {
-        self.queue.cue(Cue { due: Instant::now(), order: None });
+        self.queue.cue(Cue::look(Instant::now()));
         if self.queue.start(Instant::now()).is_none() {
             return;
         }
@@ -91,11 +91,14 @@ impl Work {
     pub(super) fn begin(&mut self, link: &Arc<Link>) {
         let Some(job) = self.queue.start(Instant::now()) else { return };
         let (node, link, stop, live) = (self.node.clone(), link.clone(), self.stop.child_token(), self.live.clone());
-        let asked = !job.orders.is_empty();
+        let (asked, back_from) = (!job.orders.is_empty(), job.back_from);
         tracing::info!(asked, "looking for a new release");
         self.running = Some(tokio::spawn(async move {
             let mut ctx = node.context(Some(link), Arc::new(move |event| follow(&live, event)), stop)?;
             (ctx.asked, ctx.unattended) = (asked, true);
+            if let Some(from) = back_from {
+                return update::rollback_from(&mut ctx, &from).await;
+            }
             update::sync(&mut ctx).await
         }));
     }
@@ -128,7 +131,7 @@ impl Work {
         match &outcome {
             Outcome::Failed { .. } => {
                 let wait = self.retry.next(rand::random());
-                self.queue.cue(Cue { due: Instant::now() + wait, order: None });
+                self.queue.cue(Cue::look(Instant::now() + wait));
             }
             Outcome::Updated { account } => {
                 self.retry.reset();
@@ -137,7 +140,7 @@ impl Work {
             Outcome::Waits { wait, .. } => {
                 self.retry.reset();
                 tracing::info!(why = wait.why, until = wait.until, "staged, and waiting");
-                self.queue.cue(Cue { due: Instant::now() + look_again(wait, Utc::now()), order: None });
+                self.queue.cue(Cue::look(Instant::now() + look_again(wait, Utc::now())));
             }
             _ => self.retry.reset(),
         }
@@ -150,8 +153,8 @@ impl Work {
 
     fn again(&mut self, job: Job, wait: Duration) {
         let due = Instant::now() + wait;
-        self.queue.cue(Cue { due, order: None });
-        job.orders.into_iter().for_each(|order| self.queue.cue(Cue { due, order: Some(order) }));
+        self.queue.cue(Cue { back_from: job.back_from, ..Cue::look(due) });
+        job.orders.into_iter().for_each(|order| self.queue.cue(Cue { order: Some(order), ..Cue::look(due) }));
     }
 
     /// Stops what runs and waits until it has, within reason: its blocking part ends at its next block.
@@ -253,7 +256,7 @@ mod tests {
     async fn a_failed_update_answers_its_orders_and_is_tried_again() {
         let folder = tempfile::tempdir().unwrap();
         let mut work = Work::new(node(folder.path()), CancellationToken::new());
-        work.queue.cue(Cue { due: Instant::now(), order: Some(7) });
+        work.queue.cue(Cue { order: Some(7), ..Cue::look(Instant::now()) });
         work.queue.start(Instant::now()).unwrap();
         work.finish(Err(UpdateError::NoLink));
         let error = UpdateError::NoLink.to_string();
@@ -267,7 +270,7 @@ mod tests {
     async fn an_update_that_found_another_run_at_work_keeps_its_orders() {
         let folder = tempfile::tempdir().unwrap();
         let mut work = Work::new(node(folder.path()), CancellationToken::new());
-        work.queue.cue(Cue { due: Instant::now(), order: Some(7) });
+        work.queue.cue(Cue { order: Some(7), ..Cue::look(Instant::now()) });
         work.queue.start(Instant::now()).unwrap();
         work.finish(Err(JournalError::Busy { holder: "process 1".into() }.into()));
         assert_eq!((work.answers.len(), work.node.journal.last().unwrap()), (0, None), "nothing failed");

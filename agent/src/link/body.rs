@@ -1,34 +1,32 @@
 //! What arrives on a stream: frames, then raw bytes.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::task::Poll;
+use std::time::Instant;
 
 use bytes::Bytes;
+use futures::poll;
 use goldsync_proto::wire::{FRAME_HEAD, frame_len, unframe};
-use quinn::{ReadError, ReadExactError, RecvStream};
+use quinn::{ReadError, RecvStream};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
-use super::{LinkError, NO_PROGRESS, broken, lost};
+use super::pace::{Found, Pace};
+use super::{LinkError, Peer, broken, lost};
 
-/// Below this rate, over at least [`SLOW_AFTER`], a server (or whoever sits between) is called slow in the log, once.
-/// Bytes that trickle in keep a node from noticing that it is kept from an update.
-const SLOW_RATE: u64 = 16 << 10;
-const SLOW_AFTER: Duration = Duration::from_secs(60);
-
-/// The receiving side of a stream. Every wait ends after [`NO_PROGRESS`].
+/// The receiving side of a stream. Every wait ends: after `limits.silence`, or when what comes is less than `limits.slowest`.
 #[derive(Debug)]
 pub struct Body {
     recv: RecvStream,
-    server: Arc<str>,
-    begun: Instant,
-    received: u64,
-    called_slow: bool,
+    peer: Arc<Peer>,
+    /// Whether anything has come: before that, the peer thinks.
+    begun: bool,
 }
 
 impl Body {
-    pub(super) fn new(recv: RecvStream, server: Arc<str>) -> Self {
-        Self { recv, server, begun: Instant::now(), received: 0, called_slow: false }
+    pub(super) fn new(recv: RecvStream, peer: Arc<Peer>) -> Self {
+        Self { recv, peer, begun: false }
     }
 
     /// Fills `buffer`; an end of the stream within it is an error.
@@ -36,24 +34,26 @@ impl Body {
         let mut filled = 0;
         while filled < buffer.len() {
             let rest = buffer.get_mut(filled..).unwrap_or_default();
-            let read = timeout(NO_PROGRESS, self.recv.read(rest)).await.map_err(|_| self.stalled(what))?;
+            let read = due(&self.peer, self.begun, what, self.recv.read(rest)).await?;
             match read.map_err(|error| self.read_error(error))? {
-                Some(count) => filled += count,
+                Some(count) => {
+                    self.count(count);
+                    filled += count;
+                }
                 None => {
                     let why = format!("{what} ends after {filled} of {} bytes", buffer.len());
-                    return Err(LinkError::Protocol { server: self.server.to_string(), why });
+                    return Err(LinkError::Protocol { server: self.peer.server(), why });
                 }
             }
         }
-        self.count(filled as u64);
         Ok(())
     }
 
     /// The next bytes in order, at most `max`, as they come; `None` at the end. No copy.
     pub async fn chunk(&mut self, max: usize, what: &'static str) -> Result<Option<Bytes>, LinkError> {
-        let read = timeout(NO_PROGRESS, self.recv.read_chunk(max, true)).await.map_err(|_| self.stalled(what))?;
+        let read = due(&self.peer, self.begun, what, self.recv.read_chunk(max, true)).await?;
         let chunk = read.map_err(|error| self.read_error(error))?.map(|chunk| chunk.bytes);
-        self.count(chunk.as_ref().map_or(0, |bytes| bytes.len() as u64));
+        self.count(chunk.as_ref().map_or(0, Bytes::len));
         Ok(chunk)
     }
 
@@ -61,7 +61,7 @@ impl Body {
     pub async fn bytes(&mut self, length: u64, max: u64, what: &'static str) -> Result<Vec<u8>, LinkError> {
         if length > max {
             let why = format!("{what} of {length} bytes, at most {max} allowed");
-            return Err(LinkError::Protocol { server: self.server.to_string(), why });
+            return Err(LinkError::Protocol { server: self.peer.server(), why });
         }
         // Grown as it arrives, so that a length alone costs no memory.
         let mut bytes = Vec::with_capacity(length.min(256 << 10) as usize);
@@ -71,7 +71,7 @@ impl Body {
                 Some(chunk) => bytes.extend_from_slice(&chunk),
                 None => {
                     let why = format!("{what} ends after {} of {length} bytes", bytes.len());
-                    return Err(LinkError::Protocol { server: self.server.to_string(), why });
+                    return Err(LinkError::Protocol { server: self.peer.server(), why });
                 }
             }
         }
@@ -84,7 +84,7 @@ impl Body {
             None => Ok(()),
             Some(_) => {
                 let why = format!("bytes follow the end of {what}");
-                Err(LinkError::Protocol { server: self.server.to_string(), why })
+                Err(LinkError::Protocol { server: self.peer.server(), why })
             }
         }
     }
@@ -93,54 +93,72 @@ impl Body {
     pub(super) async fn frame<T: DeserializeOwned>(&mut self, what: &'static str) -> Result<T, LinkError> {
         let mut head = [0; FRAME_HEAD];
         self.read_exact(&mut head, what).await?;
-        let length = frame_len(head).map_err(|error| broken(&self.server, &error))?;
+        let length = frame_len(head).map_err(|error| broken(&self.peer.name, &error))?;
         let mut json = vec![0; length];
         self.read_exact(&mut json, what).await?;
-        unframe(&json).map_err(|error| broken(&self.server, &error))
+        unframe(&json).map_err(|error| broken(&self.peer.name, &error))
     }
 
     /// The JSON of the next frame, whenever it comes; `None` when the peer has finished. The connection's own idle
     /// limit tells a dead peer from a silent one.
     pub(super) async fn next_frame(&mut self) -> Result<Option<Vec<u8>>, LinkError> {
         let mut head = [0; FRAME_HEAD];
-        match self.recv.read_exact(&mut head).await {
-            Ok(()) => {}
-            Err(ReadExactError::FinishedEarly(0)) => return Ok(None),
-            Err(ReadExactError::FinishedEarly(_)) => {
-                let why = "the control stream ends within a frame".to_owned();
-                return Err(LinkError::Protocol { server: self.server.to_string(), why });
-            }
-            Err(ReadExactError::ReadError(error)) => return Err(self.read_error(error)),
+        let (first, rest) = head.split_at_mut(1);
+        if self.recv.read(first).await.map_err(|error| self.read_error(error))?.is_none() {
+            return Ok(None);
         }
-        let length = frame_len(head).map_err(|error| broken(&self.server, &error))?;
+        self.count(1);
+        self.read_exact(rest, "a control message").await?;
+        let length = frame_len(head).map_err(|error| broken(&self.peer.name, &error))?;
         let mut json = vec![0; length];
         self.read_exact(&mut json, "a control message").await?;
         Ok(Some(json))
     }
 
-    fn count(&mut self, bytes: u64) {
-        self.received += bytes;
-        let elapsed = self.begun.elapsed();
-        let slow = elapsed >= SLOW_AFTER && self.received / elapsed.as_secs().max(1) < SLOW_RATE;
-        if slow && bytes > 0 && !self.called_slow {
-            self.called_slow = true;
-            let rate = self.received / elapsed.as_secs().max(1);
-            tracing::warn!(server = %self.server, rate, "slow retrieval: {rate} bytes/s over {} s", elapsed.as_secs());
-        }
-    }
-
-    fn stalled(&self, what: &'static str) -> LinkError {
-        LinkError::Stalled { server: self.server.to_string(), what }
+    fn count(&mut self, bytes: usize) {
+        self.begun |= bytes > 0;
+        self.peer.pace.got(bytes as u64);
     }
 
     fn read_error(&self, error: ReadError) -> LinkError {
         match error {
-            ReadError::ConnectionLost(error) => lost(&self.server, error),
+            ReadError::ConnectionLost(error) => lost(&self.peer.name, error),
             ReadError::Reset(code) => LinkError::Lost {
-                server: self.server.to_string(),
+                server: self.peer.server(),
                 why: format!("the server gave the stream up (code {code})"),
             },
-            other => LinkError::Lost { server: self.server.to_string(), why: other.to_string() },
+            other => LinkError::Lost { server: self.peer.server(), why: other.to_string() },
+        }
+    }
+}
+
+/// Waits for what is due. Once something has come, the time counts.
+async fn due<T>(peer: &Peer, counts: bool, what: &'static str, read: impl Future<Output = T>) -> Result<T, LinkError> {
+    let mut read = pin!(read);
+    // Most of what is asked for has arrived when it is looked at.
+    if let Poll::Ready(done) = poll!(&mut read) {
+        return Ok(done);
+    }
+    let silence = peer.patience.silence;
+    let stalled = |_| LinkError::Stalled { server: peer.server(), what, silence };
+    let mut read = pin!(timeout(silence, read));
+    if !counts {
+        return read.await.map_err(stalled);
+    }
+    let pace: &Pace = &peer.pace;
+    let _waiting = pace.wait(Instant::now());
+    loop {
+        if let Ok(read) = timeout(pace.left(Instant::now()), &mut read).await {
+            return read.map_err(stalled);
+        }
+        match pace.judge(Instant::now()) {
+            Found::Enough => {}
+            Found::Slow(rate) => {
+                tracing::warn!(server = %peer.name, rate, "slow retrieval: {rate} B/s while {what} was due")
+            }
+            Found::TooSlow(rate) => {
+                return Err(LinkError::Slow { server: peer.server(), what, rate, slowest: pace.slowest() });
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use goldsync_proto::refusal::Refusal;
 use goldsync_proto::wire::{Answer, NodeSays, ServerSays, frame, unframe};
 
-use super::{Body, LinkError, broken, write};
+use super::{Body, LinkError, Peer, broken, write};
 
 /// An open control stream.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub struct Control {
 #[derive(Debug)]
 pub struct Mouth {
     send: quinn::SendStream,
-    server: Arc<str>,
+    peer: Arc<Peer>,
 }
 
 /// The half that hears.
@@ -29,16 +29,16 @@ pub struct Ear {
 }
 
 impl Control {
-    pub(super) async fn begin(send: quinn::SendStream, mut body: Body, server: Arc<str>) -> Result<Self, LinkError> {
+    pub(super) async fn begin(send: quinn::SendStream, mut body: Body, peer: Arc<Peer>) -> Result<Self, LinkError> {
         let version = match body.frame("the welcome").await? {
             Answer::Welcome { version } => version,
-            Answer::Refused { refusal } => return Err(refused(&server, refusal)),
+            Answer::Refused { refusal } => return Err(refused(&peer, refusal)),
             other => {
                 let why = format!("it answers a hello with {other:?}");
-                return Err(LinkError::Protocol { server: server.to_string(), why });
+                return Err(LinkError::Protocol { server: peer.server(), why });
             }
         };
-        Ok(Self { mouth: Mouth { send, server }, ear: Ear { body }, version })
+        Ok(Self { mouth: Mouth { send, peer }, ear: Ear { body }, version })
     }
 
     /// The server's version.
@@ -52,15 +52,15 @@ impl Control {
     }
 }
 
-fn refused(server: &str, refusal: Refusal) -> LinkError {
-    LinkError::Refused { server: server.to_owned(), refusal }
+fn refused(peer: &Peer, refusal: Refusal) -> LinkError {
+    LinkError::Refused { server: peer.server(), refusal }
 }
 
 impl Mouth {
     /// Says it.
     pub async fn say(&mut self, message: &NodeSays) -> Result<(), LinkError> {
-        let bytes = frame(message).map_err(|error| broken(&self.server, &error))?;
-        write(&mut self.send, &bytes, &self.server).await
+        let bytes = frame(message).map_err(|error| broken(&self.peer.name, &error))?;
+        write(&mut self.send, &bytes, &self.peer).await
     }
 }
 

@@ -6,7 +6,7 @@
 //! ```
 //! The link knows bytes and frames, not trust: the TLS settings come from `identity`, and nothing that arrives here is
 //! believed before `trust` or a hash says so. A peer may send anything, slowly or never: every frame has a bound, every
-//! wait a limit. Dropping a [`Body`] tells the server to stop sending.
+//! wait a limit, and what trickles is given up ([`pace`]). Dropping a [`Body`] tells the server to stop sending.
 //!
 //! [`Link::wire`] counts UDP payload bytes both ways, as quinn sees them: handshake, acknowledgements and
 //! retransmissions included.
@@ -16,22 +16,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use goldsync_proto::refusal::{Refusal, close};
+use goldsync_proto::units::{Rate, Span};
 use goldsync_proto::wire::{Answer, FrameError, Hello, Request, frame};
 use quinn::{
     Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt,
 };
 use tokio::time::timeout;
 
-use crate::config::Address;
+use crate::config::{Address, Patience};
+
+use pace::Pace;
 
 mod body;
 mod control;
+mod pace;
 
 pub use body::Body;
 pub use control::{Control, Ear, Mouth};
-
-/// How long nothing may arrive on a stream that something is due on.
-pub const NO_PROGRESS: Duration = Duration::from_secs(30);
 
 /// Milliseconds that a last word may take to be sent.
 const CLOSE_TRIES: u32 = 100;
@@ -70,7 +71,9 @@ pub enum LinkError {
         why: String,
     },
     /// No handshake.
-    #[error("{server} cannot be reached: {why}; check that goldsync serve runs there and that UDP is let through")]
+    #[error(
+        "{server} cannot be reached: {why}; check that goldsync serve runs there and that UDP is let through, in packets of 1200 bytes"
+    )]
     Unreachable {
         /// As configured.
         server: String,
@@ -114,12 +117,29 @@ pub enum LinkError {
         reason: String,
     },
     /// Silence where bytes were due.
-    #[error("{server}: nothing arrived for {} s while {what} was due; the connection or the server is stuck", NO_PROGRESS.as_secs())]
+    #[error("{server}: nothing arrived for {} while {what} was due; the connection or the server is stuck", Span(*silence))]
     Stalled {
         /// As configured.
         server: String,
         /// What was waited for.
         what: &'static str,
+        /// `limits.silence`
+        silence: Duration,
+    },
+    /// Bytes that trickle.
+    #[error(
+        "{server}: slow retrieval: {rate} B/s arrived while {what} was due, and `limits.slowest` is {slowest}; the line is overloaded, or somebody \
+         on it holds this node back: try another network, or lower the limit if the line is no faster"
+    )]
+    Slow {
+        /// As configured.
+        server: String,
+        /// What was waited for.
+        what: &'static str,
+        /// Bytes in a second.
+        rate: u64,
+        /// `limits.slowest`
+        slowest: Rate,
     },
     /// The peer broke the protocol.
     #[error("{server} does not keep to the protocol: {why}; do the versions of agent and server fit?")]
@@ -185,20 +205,39 @@ impl Wire {
     }
 }
 
+/// Who is at the other end, and what it is put up with.
+#[derive(Debug)]
+struct Peer {
+    /// As configured.
+    name: String,
+    patience: Patience,
+    pace: Pace,
+}
+
+impl Peer {
+    fn server(&self) -> String {
+        self.name.clone()
+    }
+}
+
 /// A connection to the server.
 #[derive(Clone, Debug)]
 pub struct Link {
     connection: Connection,
-    server: Arc<str>,
+    peer: Arc<Peer>,
     handshake: Wire,
 }
 
 impl Link {
     /// Connects to `server`. `config` names the ALPN, pins the fleet's CA and holds the node's certificate; how bytes are
-    /// moved is set here.
-    pub async fn connect(server: &Address, mut config: quinn::ClientConfig) -> Result<Self, LinkError> {
-        let name: Arc<str> = server.to_string().into();
-        let local = |why: String| LinkError::Local { server: name.to_string(), why };
+    /// moved is set here; how long it may take, the configuration says.
+    pub async fn connect(
+        server: &Address,
+        mut config: quinn::ClientConfig,
+        patience: Patience,
+    ) -> Result<Self, LinkError> {
+        let peer = Arc::new(Peer { name: server.to_string(), patience, pace: Pace::new(patience.slowest) });
+        let local = |why: String| LinkError::Local { server: peer.server(), why };
         config.transport_config(Arc::new(transport()));
         let mut last = None;
         for address in resolve(server).await? {
@@ -208,24 +247,24 @@ impl Link {
                 .map_err(|error| local(format!("cannot connect to {address}: {error}")))?;
             match timeout(CONNECT, connecting).await {
                 Ok(Ok(connection)) => {
-                    let mut link = Self { connection, server: name, handshake: Wire::default() };
+                    let mut link = Self { connection, peer, handshake: Wire::default() };
                     link.handshake = link.wire();
                     return Ok(link);
                 }
-                Ok(Err(error)) => last = Some(handshake_error(&name, address, error)),
+                Ok(Err(error)) => last = Some(handshake_error(&peer.name, address, error)),
                 Err(_) => {
                     let why = format!("no answer from {address} within {} s", CONNECT.as_secs());
-                    last = Some(LinkError::Unreachable { server: name.to_string(), why });
+                    last = Some(LinkError::Unreachable { server: peer.server(), why });
                 }
             }
         }
-        let nothing = || LinkError::Resolve { server: name.to_string(), why: "it has no address".into() };
+        let nothing = || LinkError::Resolve { server: peer.server(), why: "it has no address".into() };
         Err(last.unwrap_or_else(nothing))
     }
 
     /// The server, as configured: for messages.
     pub fn server(&self) -> &str {
-        &self.server
+        &self.peer.name
     }
 
     /// Asks one thing, on a stream of its own. [`Answer::Refused`] comes back as [`LinkError::Refused`].
@@ -236,12 +275,12 @@ impl Link {
     /// Asks with a body behind the request.
     pub async fn ask_with(&self, request: &Request, bytes: &[u8]) -> Result<(Answer, Body), LinkError> {
         let (mut send, recv) = self.open(request).await?;
-        write(&mut send, bytes, &self.server).await?;
+        write(&mut send, bytes, &self.peer).await?;
         // A failure to finish means that the peer has had enough; its answer says why.
         let _ = send.finish();
-        let mut body = Body::new(recv, self.server.clone());
+        let mut body = Body::new(recv, self.peer.clone());
         match body.frame("the answer").await? {
-            Answer::Refused { refusal } => Err(LinkError::Refused { server: self.server.to_string(), refusal }),
+            Answer::Refused { refusal } => Err(LinkError::Refused { server: self.peer.server(), refusal }),
             answer => Ok((answer, body)),
         }
     }
@@ -249,7 +288,7 @@ impl Link {
     /// Makes the control stream: introduces the node and waits for the welcome.
     pub async fn control(&self, hello: Hello) -> Result<Control, LinkError> {
         let (send, recv) = self.open(&Request::Control { hello }).await?;
-        Control::begin(send, Body::new(recv, self.server.clone()), self.server.clone()).await
+        Control::begin(send, Body::new(recv, self.peer.clone()), self.peer.clone()).await
     }
 
     /// The address of this machine that the connection goes out from, if the system tells.
@@ -270,7 +309,7 @@ impl Link {
 
     /// Waits until the connection is gone, and says why.
     pub async fn closed(&self) -> LinkError {
-        lost(&self.server, self.connection.closed().await)
+        lost(&self.peer.name, self.connection.closed().await)
     }
 
     /// Ends the connection in good order, and waits until that has been sent. Not for QUIC's own end: that is three times as long
@@ -293,24 +332,26 @@ impl Link {
     }
 
     async fn open(&self, request: &Request) -> Result<(quinn::SendStream, quinn::RecvStream), LinkError> {
-        let frame = frame(request).map_err(|error| broken(&self.server, &error))?;
-        let stalled = |_| LinkError::Stalled { server: self.server.to_string(), what: "a stream" };
-        let opened = timeout(NO_PROGRESS, self.connection.open_bi()).await.map_err(stalled)?;
-        let (mut send, recv) = opened.map_err(|error| lost(&self.server, error))?;
-        write(&mut send, &frame, &self.server).await?;
+        let frame = frame(request).map_err(|error| broken(&self.peer.name, &error))?;
+        let silence = self.peer.patience.silence;
+        let stalled = |_| LinkError::Stalled { server: self.peer.server(), what: "a stream", silence };
+        let opened = timeout(silence, self.connection.open_bi()).await.map_err(stalled)?;
+        let (mut send, recv) = opened.map_err(|error| lost(&self.peer.name, error))?;
+        write(&mut send, &frame, &self.peer).await?;
         Ok((send, recv))
     }
 }
 
 /// Writes a frame or a body; the peer must take it in time.
-async fn write(send: &mut quinn::SendStream, bytes: &[u8], server: &str) -> Result<(), LinkError> {
-    match timeout(NO_PROGRESS, send.write_all(bytes)).await {
+async fn write(send: &mut quinn::SendStream, bytes: &[u8], peer: &Peer) -> Result<(), LinkError> {
+    let silence = peer.patience.silence;
+    match timeout(silence, send.write_all(bytes)).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(quinn::WriteError::ConnectionLost(error))) => Err(lost(server, error)),
+        Ok(Err(quinn::WriteError::ConnectionLost(error))) => Err(lost(&peer.name, error)),
         // The peer wants no more of it, but may still answer; the answer's absence is an error of its own.
         Ok(Err(quinn::WriteError::Stopped(_))) => Ok(()),
-        Ok(Err(error)) => Err(LinkError::Lost { server: server.to_owned(), why: error.to_string() }),
-        Err(_) => Err(LinkError::Stalled { server: server.to_owned(), what: "room for a request" }),
+        Ok(Err(error)) => Err(LinkError::Lost { server: peer.server(), why: error.to_string() }),
+        Err(_) => Err(LinkError::Stalled { server: peer.server(), what: "room for a request", silence }),
     }
 }
 

@@ -16,6 +16,15 @@ where
     F: FnOnce(Connection) -> R + Send + 'static,
     R: Future<Output = ()> + Send,
 {
+    linked_with(Patience::default(), handle).await
+}
+
+/// The same, for a node of less patience.
+async fn linked_with<F, R>(patience: Patience, handle: F) -> Link
+where
+    F: FnOnce(Connection) -> R + Send + 'static,
+    R: Future<Output = ()> + Send,
+{
     let pki = Pki::new();
     let server = Endpoint::server(pki.server(), "127.0.0.1:0".parse().unwrap()).unwrap();
     let address = Address { host: "127.0.0.1".into(), port: server.local_addr().unwrap().port() };
@@ -25,7 +34,7 @@ where
         connection.closed().await;
         server.wait_idle().await;
     });
-    Link::connect(&address, pki.client()).await.unwrap()
+    Link::connect(&address, pki.client(), patience).await.unwrap()
 }
 
 fn object() -> Request {
@@ -107,6 +116,70 @@ async fn a_body_is_held_to_its_length() {
     assert!(body.end("an object").await.unwrap_err().to_string().contains("bytes follow the end"));
 }
 
+/// A second of silence, or a kilobyte in a second.
+fn hasty() -> Patience {
+    let second = Duration::from_secs(1);
+    Patience { silence: second, slowest: Rate { bytes: 1024, over: second } }
+}
+
+#[tokio::test]
+async fn bytes_that_trickle_are_given_up() {
+    // A byte comes often enough to defeat any limit on silence: in a frame, then in a body.
+    let trickle = |whole: usize| {
+        move |connection: Connection| async move {
+            let (_, mut send, _recv) = request(&connection).await;
+            let answer = frame(&Answer::Object { length: 5000 }).unwrap();
+            let (first, rest) = answer.split_at(whole.min(answer.len()));
+            send.write_all(first).await.unwrap();
+            for byte in rest.iter().chain(std::iter::repeat(&7)) {
+                if send.write_all(&[*byte]).await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(60)).await;
+            }
+        }
+    };
+    let link = linked_with(hasty(), trickle(1)).await;
+    let error = link.ask(&object()).await.unwrap_err();
+    assert!(matches!(error, LinkError::Slow { what: "the answer", .. }) && error.exit_code() == 4, "{error}");
+    let link = linked_with(hasty(), trickle(usize::MAX)).await;
+    let (_, mut body) = link.ask(&object()).await.unwrap();
+    let error = body.bytes(5000, 5000, "an object").await.unwrap_err().to_string();
+    for word in [
+        "slow retrieval",
+        "B/s arrived while an object was due",
+        "`limits.slowest` is 1 KiB/s over 1 s",
+        "lower the limit",
+    ] {
+        assert!(error.contains(word), "{word}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn silence_is_given_up_and_a_server_that_thinks_is_not_called_slow() {
+    let link = linked_with(hasty(), |connection| async move {
+        for think in [700, 700, 700] {
+            let (_, mut send, _recv) = request(&connection).await;
+            tokio::time::sleep(Duration::from_millis(think)).await;
+            send.write_all(&frame(&Answer::Object { length: 5 }).unwrap()).await.unwrap();
+            send.write_all(b"hello").await.unwrap();
+            send.finish().unwrap();
+        }
+        let (_, mut send, _recv) = request(&connection).await;
+        send.write_all(&frame(&Answer::Object { length: 5 }).unwrap()).await.unwrap();
+        connection.closed().await;
+    })
+    .await;
+    for _ in 0..3 {
+        let (_, mut body) = link.ask(&object()).await.unwrap();
+        assert_eq!(body.bytes(5, 5, "an object").await.unwrap(), b"hello");
+    }
+    let (_, mut body) = link.ask(&object()).await.unwrap();
+    let error = body.bytes(5, 5, "an object").await.unwrap_err();
+    // The second of silence is also a count that brought too little: whichever is full first.
+    assert!(matches!(error, LinkError::Stalled { .. } | LinkError::Slow { .. }), "{error}");
+}
+
 #[tokio::test]
 async fn the_control_stream_speaks_both_ways_and_skips_what_it_does_not_know() {
     let channel: Word = "qa".parse().unwrap();
@@ -158,14 +231,17 @@ async fn a_server_of_another_fleet_is_refused() {
             let _ = incoming.await;
         }
     });
-    let error = Link::connect(&Address { host: "127.0.0.1".into(), ..address }, Pki::new().client()).await.unwrap_err();
+    let error =
+        Link::connect(&Address { host: "127.0.0.1".into(), ..address }, Pki::new().client(), Patience::default())
+            .await
+            .unwrap_err();
     assert!(matches!(error, LinkError::Untrusted { .. }) && error.exit_code() == 3, "{error}");
 }
 
 #[tokio::test]
 async fn a_name_that_leads_nowhere_is_named() {
     let address = Address { host: "no-such-host.invalid".into(), port: 7400 };
-    let error = Link::connect(&address, Pki::new().client()).await.unwrap_err();
+    let error = Link::connect(&address, Pki::new().client(), Patience::default()).await.unwrap_err();
     assert!(
         matches!(error, LinkError::Resolve { .. }) && error.to_string().contains("no-such-host.invalid"),
         "{error}"

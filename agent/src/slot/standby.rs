@@ -47,14 +47,14 @@ pub struct Standby {
 impl Standby {
     /// Opens the standby slot, or says why it must not be written. A file that is missing is created, empty.
     pub fn open(wanted: &Wanted<'_>) -> Result<Self, SlotError> {
-        refuse_before_opening(wanted)?;
+        refuse_before_opening(wanted.name, wanted.path, wanted.active)?;
         let (slot, path) = (wanted.name, wanted.path);
         let fail = |error| open_error(slot, path, error);
         let file = open_file(path).map_err(fail)?;
         let meta = file.metadata().map_err(fail)?;
         let kind = kind_of(&meta).map_err(|found| SlotError::Kind { slot, path: path.to_owned(), found })?;
         // Again, on what was opened: the name may have come to mean something else in between.
-        refuse_active(wanted, Identity::from_metadata(&meta))?;
+        refuse_active(slot, path, wanted.active, Identity::from_metadata(&meta))?;
         if in_use::read_only(Identity::from_metadata(&meta)) {
             return Err(SlotError::ReadOnly { slot, path: path.to_owned() });
         }
@@ -67,6 +67,13 @@ impl Standby {
         standby.claim(Identity::from_metadata(&meta))?;
         standby.refuse_size(wanted)?;
         Ok(standby)
+    }
+
+    /// What would keep [`Standby::open`] from it, as far as that can be seen without opening it for writing.
+    pub fn obstacle(name: SlotName, path: &Path, active: Option<&Source>) -> Option<SlotError> {
+        let seen = refuse_before_opening(name, path, active);
+        let read_only = || Identity::of(path).is_ok_and(in_use::read_only);
+        seen.err().or_else(|| read_only().then(|| SlotError::ReadOnly { slot: name, path: path.to_owned() }))
     }
 
     /// Which slot.
@@ -249,13 +256,12 @@ impl Standby {
 }
 
 /// What can be seen by name: the active slot and mounts give better errors than `O_EXCL` would.
-fn refuse_before_opening(wanted: &Wanted<'_>) -> Result<(), SlotError> {
-    let (slot, path) = (wanted.name, wanted.path);
+fn refuse_before_opening(slot: SlotName, path: &Path, active: Option<&Source>) -> Result<(), SlotError> {
     match std::fs::metadata(path) {
         Ok(meta) => {
             kind_of(&meta).map_err(|found| SlotError::Kind { slot, path: path.to_owned(), found })?;
             let identity = Identity::from_metadata(&meta);
-            refuse_active(wanted, identity)?;
+            refuse_active(slot, path, active, identity)?;
             match in_use::find(identity) {
                 Some(found) => {
                     Err(SlotError::InUse { slot, path: path.to_owned(), how: found.how, remedy: found.remedy })
@@ -269,13 +275,11 @@ fn refuse_before_opening(wanted: &Wanted<'_>) -> Result<(), SlotError> {
     }
 }
 
-fn refuse_active(wanted: &Wanted<'_>, identity: Identity) -> Result<(), SlotError> {
-    match wanted.active {
-        Some(active) if active.identity() == identity => Err(SlotError::IsActive {
-            slot: wanted.name,
-            path: wanted.path.to_owned(),
-            active: active.path().to_owned(),
-        }),
+fn refuse_active(slot: SlotName, path: &Path, active: Option<&Source>, identity: Identity) -> Result<(), SlotError> {
+    match active {
+        Some(active) if active.identity() == identity => {
+            Err(SlotError::IsActive { slot, path: path.to_owned(), active: active.path().to_owned() })
+        }
         _ => Ok(()),
     }
 }
@@ -283,9 +287,16 @@ fn refuse_active(wanted: &Wanted<'_>, identity: Identity) -> Result<(), SlotErro
 fn open_file(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true);
-    match std::fs::metadata(path) {
-        Ok(meta) if kind_of(&meta) == Ok(Kind::Device) => options.custom_flags(libc::O_EXCL).open(path),
-        Ok(_) => options.open(path),
-        Err(_) => options.create_new(true).mode(0o600).open(path),
+    let there = std::fs::metadata(path);
+    if there.as_ref().is_ok_and(|meta| kind_of(meta) == Ok(Kind::Device)) {
+        return options.custom_flags(libc::O_EXCL).open(path);
     }
+    let file = match there {
+        Ok(_) => options.open(path)?,
+        Err(_) => options.create_new(true).mode(0o600).open(path)?,
+    };
+    // Its name must last, too. A sync of the file promises only its bytes, and a proof of a file that a power cut took away would
+    // be a lie.
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+    Ok(file)
 }

@@ -278,6 +278,10 @@ pub struct SyncRequest {
     /// At once, without the nodes' splay.
     #[serde(default)]
     pub now: bool,
+    /// Not to sync: to go back from this release to what ran before, on nodes that run it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub back_from: Option<ReleaseRef>,
 }
 
 /// Answer to [`SyncRequest`].

@@ -14,6 +14,7 @@ pub mod bench;
 mod calls;
 mod channel;
 mod client;
+mod explain;
 mod fail;
 mod fleet;
 mod image;
@@ -48,6 +49,7 @@ use crate::cli::{self, Cli, LabelError, Verb};
 use client::Client;
 use fail::{Code, Failure, Outcome};
 use operator::Operator;
+use sync::What;
 
 pub use operator::join_token;
 
@@ -112,7 +114,9 @@ async fn at_the_desk(verb: Verb, folder: Option<PathBuf>, interrupted: &Interrup
         Verb::Token(cli::Token::Create(args)) => token::create(&desk, &args).await,
         Verb::Node(cli::Node::List(args)) => node::list(&desk, &args).await,
         Verb::Node(cli::Node::Revoke(args)) => node::revoke(&desk, &args).await,
-        Verb::Fleet(cli::Fleet::Sync(args)) => sync::run(&desk, &args).await,
+        Verb::Fleet(cli::Fleet::Sync(args)) => sync::run(&desk, &args.order, &What::Sync { now: args.now }).await,
+        Verb::Fleet(cli::Fleet::Rollback(args)) => sync::run(&desk, &args.order, &What::BackFrom(args.from)).await,
+        Verb::Fleet(cli::Fleet::Explain(args)) => explain::run(&desk, &args).await,
         Verb::Fleet(cli::Fleet::Status(args)) => fleet::status(&desk, &args).await,
         Verb::Audit(args) => audit::run(&desk, &args).await,
         Verb::Status(args) => status::run(&desk, &args).await,

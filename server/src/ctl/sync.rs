@@ -1,4 +1,4 @@
-//! `goldsync fleet sync`: an order to many nodes, watched to its end.
+//! `goldsync fleet sync` and `goldsync fleet rollback`: an order to many nodes, watched to its end.
 //!
 //! The order is given once. Watching may break off and begin again (a server restart, a lost line) as often as it must:
 //! the stream of events begins with the present state of every node. Ctrl-C ends the watching, not the order.
@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use goldsync_proto::release::Word;
+use goldsync_proto::release::{ReleaseRef, Word};
 use goldsync_proto::wire::{Account, Outcome as Ended, Report};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget};
 use reqwest::StatusCode;
@@ -20,7 +20,7 @@ use super::table::{Column, Table, cut, plain};
 use super::watch::{Change, Seat, Tally, Watch};
 use super::{Desk, screen, show};
 use crate::api::types::{SyncEvent, SyncRequest};
-use crate::cli::{FleetSync, label_map};
+use crate::cli::{FleetOrder, label_map};
 
 /// How often in a row a stream may end early with nothing new before it is given up.
 const BARREN_MAX: u32 = 20;
@@ -41,10 +41,22 @@ struct Synced<'a> {
     elapsed_ms: u64,
 }
 
-/// `goldsync fleet sync`
-pub async fn run(desk: &Desk, args: &FleetSync) -> Outcome {
+/// What is ordered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// To run what the channel points at; at once, or after the node's own splay.
+    Sync {
+        /// At once.
+        now: bool,
+    },
+    /// To go back from a release.
+    BackFrom(ReleaseRef),
+}
+
+/// `goldsync fleet sync`, `goldsync fleet rollback`
+pub async fn run(desk: &Desk, args: &FleetOrder, what: &What) -> Outcome {
     let began = Instant::now();
-    let (watch, followed) = order(desk, args).await?;
+    let (watch, followed) = order(desk, args, what).await?;
     let tally = watch.tally();
     if args.json.json {
         let good = followed.is_ok() && tally.good(args.allow_absent);
@@ -61,9 +73,13 @@ pub async fn run(desk: &Desk, args: &FleetSync) -> Outcome {
 }
 
 /// Gives the order and watches it. What was seen counts even if the watching failed.
-pub async fn order(desk: &Desk, args: &FleetSync) -> Outcome<(Watch, Outcome)> {
+pub async fn order(desk: &Desk, args: &FleetOrder, what: &What) -> Outcome<(Watch, Outcome)> {
     let selector = label_map(&args.selector.labels)?;
-    let request = SyncRequest { channel: args.channel.clone(), selector, now: args.now };
+    let (now, back_from) = match what {
+        What::Sync { now } => (*now, None),
+        What::BackFrom(release) => (true, Some(release.clone())),
+    };
+    let request = SyncRequest { channel: args.channel.clone(), selector, now, back_from };
     desk.interrupted.leaves("the nodes carry on with what they were told; see `goldsync fleet status`");
     let mut watch = Watch::new(desk.client.order_sync(&request).await?);
     let mut view = View::new(Manner::fitting(args.quiet), &watch);
@@ -123,12 +139,16 @@ fn forgotten(order: u64) -> Failure {
 }
 
 /// Whether the fleet is as asked, and if not, why.
-pub fn verdict(args: &FleetSync, tally: Tally) -> Outcome {
+pub fn verdict(args: &FleetOrder, tally: Tally) -> Outcome {
     if tally.good(args.allow_absent) {
         return Ok(());
     }
     let mut reasons = Vec::new();
-    for (number, what) in [(tally.failed, "failed"), (tally.unfinished, "not done when the time ran out")] {
+    for (number, what) in [
+        (tally.failed, "failed"),
+        (tally.waiting, "staged, and waiting for its window or a restart"),
+        (tally.unfinished, "not done when the time ran out"),
+    ] {
         if number > 0 {
             reasons.push(format!("{} {what}", show::count(number, "node", "nodes")));
         }
@@ -142,6 +162,9 @@ pub fn verdict(args: &FleetSync, tally: Tally) -> Outcome {
     }
     let failure = Failure::new(Code::Failed, format!("the fleet is not as asked: {}", reasons.join(", ")));
     Err(match tally {
+        Tally { failed: 0, waiting: 1.., .. } => {
+            failure.remedy("they go on by themselves; `goldsync fleet status` says for what each waits")
+        }
         Tally { failed: 0, unfinished: 0, .. } => {
             failure.remedy("they move when they next connect; --allow-absent takes that for success")
         }
@@ -352,11 +375,10 @@ mod tests {
         watch
     }
 
-    fn args(allow_absent: bool) -> FleetSync {
-        FleetSync {
+    fn args(allow_absent: bool) -> FleetOrder {
+        FleetOrder {
             channel: "production".parse().unwrap(),
             selector: Selector { labels: vec![] },
-            now: true,
             allow_absent,
             timeout: None,
             quiet: true,

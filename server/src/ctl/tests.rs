@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::*;
 use crate::api::types::Uploaded;
-use crate::cli::{FleetSync, Json, Label, NodeRevoke, Promote, Publish, Selector, TokenCreate, TrustRenew};
+use crate::cli::{FleetOrder, Json, Label, NodeRevoke, Promote, Publish, Selector, TokenCreate, TrustRenew};
 use crate::testing::{Control, Fleet, image, word};
 use client::place::Place;
 use fail::Code;
@@ -261,11 +261,12 @@ async fn a_revoked_node_is_listed_as_such() {
     assert!(failure.message.contains("n9"), "{failure}");
 }
 
-fn sync_args(allow_absent: bool) -> FleetSync {
-    FleetSync {
+const NOW: What = What::Sync { now: true };
+
+fn sync_args(allow_absent: bool) -> FleetOrder {
+    FleetOrder {
         channel: word("staging"),
         selector: Selector { labels: vec![Label { key: "role".into(), value: "web".into() }] },
-        now: true,
         allow_absent,
         timeout: None,
         quiet: true,
@@ -301,7 +302,7 @@ async fn a_fleet_sync_is_watched_to_its_end() {
     let account = Account { path: "pack".into(), received: 4096, written: 3, ..Account::default() };
     tokio::spawn(obey(a, Ended::Updated { account: account.clone() }));
     tokio::spawn(obey(b, Ended::UpToDate));
-    let (watch, followed) = sync::order(&desk, &sync_args(false)).await.unwrap();
+    let (watch, followed) = sync::order(&desk, &sync_args(false), &NOW).await.unwrap();
     followed.unwrap();
     assert_eq!(watch.nodes[&word("a")].outcome, Some(Ended::Updated { account }));
     let tally = watch.tally();
@@ -316,7 +317,7 @@ async fn one_failed_node_is_a_failed_sync() {
     let node = fleet.enrol("a").await;
     let (_link, control) = fleet.join(&node, "staging").await;
     tokio::spawn(obey(control, Ended::Failed { error: "slot b: no space".into() }));
-    let failure = sync::run(&desk, &sync_args(false)).await.unwrap_err();
+    let failure = sync::run(&desk, &sync_args(false), &NOW).await.unwrap_err();
     assert_eq!((failure.code, failure.message.as_str()), (Code::Failed, "the fleet is not as asked: 1 node failed"));
 }
 
@@ -326,8 +327,8 @@ async fn a_sync_that_takes_too_long_names_the_unfinished() {
     let desk = desk(&fleet);
     let node = fleet.enrol("a").await;
     let (_link, _silent) = fleet.join(&node, "staging").await;
-    let args = FleetSync { timeout: Some(std::time::Duration::from_millis(300)), ..sync_args(false) };
-    let failure = sync::run(&desk, &args).await.unwrap_err();
+    let args = FleetOrder { timeout: Some(std::time::Duration::from_millis(300)), ..sync_args(false) };
+    let failure = sync::run(&desk, &args, &NOW).await.unwrap_err();
     assert_eq!(failure.message, "the fleet is not as asked: 1 node not done when the time ran out");
 }
 
@@ -345,7 +346,7 @@ async fn an_order_that_the_server_forgot_is_said_to_be_forgotten() {
             while !matches!(control.hear().await, ServerSays::Sync { .. }) {}
             fleet.restart().await;
         },
-        sync::order(&desk, &args)
+        sync::order(&desk, &args, &NOW)
     );
     let failure = ended.unwrap().1.unwrap_err();
     assert_eq!(failure.code, Code::Server);
@@ -355,7 +356,7 @@ async fn an_order_that_the_server_forgot_is_said_to_be_forgotten() {
 #[tokio::test]
 async fn nobody_to_sync_is_a_failure() {
     let fleet = Fleet::start().await;
-    let failure = sync::run(&desk(&fleet), &sync_args(true)).await.unwrap_err();
+    let failure = sync::run(&desk(&fleet), &sync_args(true), &NOW).await.unwrap_err();
     assert!(failure.message.starts_with("no node follows channel staging"), "{failure}");
 }
 

@@ -66,8 +66,9 @@ impl Tally {
     pub fn good(&self, allow_absent: bool) -> bool {
         self.failed == 0
             && self.unfinished == 0
+            && self.waiting == 0
             && (allow_absent || self.absent == 0)
-            && self.updated + self.up_to_date + self.waiting + self.absent > 0
+            && self.updated + self.up_to_date + self.absent > 0
     }
 }
 

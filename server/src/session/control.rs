@@ -85,13 +85,11 @@ impl Session {
         let mut told = HashSet::new();
         let open = if daemon { self.hub.orders.open_for(node.name()) } else { Vec::new() };
         for say in open {
-            if let ServerSays::Sync { order, .. } = say {
-                told.insert(order);
-            }
+            told.extend(say.order());
             frame::write_frame(send, &say, patience).await?;
         }
         while let Some(say) = inbox.recv().await {
-            if matches!(say, ServerSays::Sync { order, .. } if !told.insert(order)) {
+            if say.order().is_some_and(|order| !told.insert(order)) {
                 continue;
             }
             frame::write_frame(send, &say, patience).await?;

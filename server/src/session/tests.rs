@@ -388,7 +388,7 @@ async fn an_order_reaches_the_nodes_that_match_and_tells_how_it_went() {
     let (b_line, at_b) = fleet.join(&b, "production").await;
     let (_c, _at_c) = fleet.join(&c, "dev").await;
     let selector = BTreeMap::from([("role".to_owned(), "web".to_owned())]);
-    let request = SyncRequest { channel: word("production"), selector, now: true };
+    let request = SyncRequest { channel: word("production"), selector, now: true, back_from: None };
     let (status, order): (_, SyncOrder) = fleet.post("/v1/fleet/sync", &request).await;
     assert_eq!(status, StatusCode::OK);
     assert_eq!((order.nodes.clone(), order.absent.clone()), (vec![word("a"), word("b")], vec![]));
@@ -418,8 +418,12 @@ async fn an_order_reaches_the_nodes_that_match_and_tells_how_it_went() {
     }
     let expected = [("a", Outcome::Updated { account }), ("b", Outcome::UpToDate)];
     assert_eq!(outcomes, expected.map(|(node, outcome)| (node.to_owned(), outcome)).into());
-    let none: (StatusCode, SyncOrder) =
-        fleet.post("/v1/fleet/sync", &SyncRequest { channel: word("qa"), selector: BTreeMap::new(), now: false }).await;
+    let none: (StatusCode, SyncOrder) = fleet
+        .post(
+            "/v1/fleet/sync",
+            &SyncRequest { channel: word("qa"), selector: BTreeMap::new(), now: false, back_from: None },
+        )
+        .await;
     assert!(none.1.nodes.is_empty() && none.1.order > order.order);
 }
 

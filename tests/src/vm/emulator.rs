@@ -1,0 +1,235 @@
+//! One run of the emulator: a process, what it prints, and its end.
+//!
+//! QEMU without hardware's help (`tcg`): nested virtualisation is where such tests differ from machine to machine. The
+//! guest reaches the host's loopback as 10.0.2.2. Whoever drops a [`Vm`] pulls its plug.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::console::{self, Lines};
+
+/// The emulator.
+pub const QEMU: &str = "qemu-system-x86_64";
+
+/// How long a guest may be silent about what is waited for. It is no measure of anything: a boot takes 5 seconds of
+/// processor time, and other tests may have the processor.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// The memory of a guest.
+const MEMORY: &str = "512";
+
+/// What starts the guest.
+#[derive(Clone, Debug)]
+pub enum Firmware {
+    /// The emulator loads kernel and initramfs itself.
+    Kernel {
+        /// The kernel.
+        kernel: PathBuf,
+        /// The initramfs.
+        initrd: PathBuf,
+        /// What is added to the kernel's command line.
+        append: String,
+    },
+    /// SeaBIOS, from the disk's boot sector.
+    Bios,
+    /// OVMF, with its variables in a file of the machine's own.
+    Uefi {
+        /// The firmware.
+        code: PathBuf,
+        /// Its variables.
+        vars: PathBuf,
+    },
+}
+
+/// A machine that is switched on.
+#[derive(Debug)]
+pub struct Vm {
+    child: Child,
+    keyboard: ChildStdin,
+    lines: Receiver<String>,
+    said: Vec<String>,
+}
+
+impl Vm {
+    /// Switches it on. `orders` is what the image's init runs; it lies beside the disk.
+    pub fn start(firmware: &Firmware, disk: &Path, orders: &str) -> Result<Self> {
+        let paper = disk.with_extension("orders");
+        // A block device is a whole number of blocks. What reads it as a script must not meet zeros.
+        let mut script = orders.as_bytes().to_vec();
+        script.resize((script.len() + 1).next_multiple_of(64 << 10), b'\n');
+        fs::write(&paper, script)?;
+        // The guest must not outlive a test that was killed.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", QEMU]).args(arguments(firmware, disk, &paper));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("start {QEMU}"))?;
+        let (sender, lines) = channel();
+        let console = child.stdout.take().context("the guest's console")?;
+        let keyboard = child.stdin.take().context("the guest's keyboard")?;
+        let complaints = child.stderr.take().context("the emulator's complaints")?;
+        for pipe in [Box::new(console) as Box<dyn Read + Send>, Box::new(complaints)] {
+            let sender = sender.clone();
+            thread::spawn(move || read(pipe, |line| sender.send(line).is_ok()));
+        }
+        Ok(Self { child, keyboard, lines, said: Vec::new() })
+    }
+
+    /// Types a line.
+    pub fn type_line(&mut self, line: &str) -> Result<()> {
+        writeln!(self.keyboard, "{line}").context("type on the guest's console")
+    }
+
+    /// Waits for a mark, and returns what stands behind its name. A guest that says that it is stuck is an error.
+    pub fn wait(&mut self, name: &str) -> Result<String> {
+        self.wait_for(name, |line| console::marked(line, name).map(str::to_owned))
+    }
+
+    /// Waits for a line that contains `words`.
+    pub fn wait_line(&mut self, words: &str) -> Result<String> {
+        self.wait_for(words, |line| line.contains(words).then(|| line.to_owned()))
+    }
+
+    fn wait_for(&mut self, what: &str, found: impl Fn(&str) -> Option<String>) -> Result<String> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let Some(line) = self.line(until).with_context(|| format!("waiting for {what:?}"))? else {
+                bail!("the machine went off before {what:?}:\n{}", self.said());
+            };
+            if let Some(answer) = found(&line) {
+                return Ok(answer);
+            }
+            ensure!(console::marked(&line, "stuck").is_none(), "waiting for {what:?}:\n{}", self.said());
+        }
+    }
+
+    /// The next line; `None` when the machine is off.
+    fn line(&mut self, until: Instant) -> Result<Option<String>> {
+        match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                self.said.push(line.clone());
+                Ok(Some(line))
+            }
+            Err(RecvTimeoutError::Disconnected) => Ok(None),
+            Err(RecvTimeoutError::Timeout) => bail!("nothing in {PATIENCE:?}:\n{}", self.said()),
+        }
+    }
+
+    /// Waits until it has switched itself off.
+    pub fn off(&mut self) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        while self.line(until).context("waiting for the machine to go off")?.is_some() {}
+        let status = self.child.wait()?;
+        ensure!(status.success(), "the emulator ended with {status}:\n{}", self.said());
+        Ok(())
+    }
+
+    /// Lets it run for so long; returns whether it switched itself off meanwhile.
+    pub fn run_for(&mut self, span: Duration) -> Result<bool> {
+        let until = Instant::now() + span;
+        loop {
+            match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(line) => self.said.push(line),
+                Err(RecvTimeoutError::Timeout) => return Ok(false),
+                Err(RecvTimeoutError::Disconnected) => return Ok(true),
+            }
+        }
+    }
+
+    /// Pulls the plug.
+    pub fn cut(mut self) -> Result<Vec<String>> {
+        self.child.kill().and_then(|()| self.child.wait()).context("kill the emulator")?;
+        while let Ok(line) = self.lines.recv() {
+            self.said.push(line);
+        }
+        Ok(std::mem::take(&mut self.said))
+    }
+
+    /// All marks so far.
+    pub fn marks(&self) -> Vec<&str> {
+        self.said.iter().filter_map(|line| console::mark(line)).collect()
+    }
+
+    /// All that it printed so far.
+    pub fn said(&self) -> String {
+        self.said.join("\n")
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Reads a pipe to its end.
+fn read(mut pipe: impl Read, mut take: impl FnMut(String) -> bool) {
+    let (mut lines, mut buffer) = (Lines::default(), [0; 4096]);
+    while let Ok(read @ 1..) = pipe.read(&mut buffer) {
+        for line in lines.push(&buffer[..read]) {
+            if !take(line) {
+                return;
+            }
+        }
+    }
+    let rest = lines.rest();
+    if !rest.is_empty() {
+        take(rest);
+    }
+}
+
+fn arguments(firmware: &Firmware, disk: &Path, orders: &Path) -> Vec<OsString> {
+    let machine = if matches!(firmware, Firmware::Uefi { .. }) { "q35" } else { "pc" };
+    let mut words: Vec<OsString> = [
+        "-accel",
+        "tcg,thread=multi",
+        "-cpu",
+        "max",
+        "-m",
+        MEMORY,
+        "-machine",
+        machine,
+        "-display",
+        "none",
+        "-serial",
+        "stdio",
+        "-monitor",
+        "none",
+        "-netdev",
+        "user,id=net",
+        "-device",
+        "virtio-net-pci,netdev=net,romfile=",
+    ]
+    .map(OsString::from)
+    .to_vec();
+    let mut pair = |name: &str, value: OsString| words.extend([OsString::from(name), value]);
+    let drive = |options: &str, file: &Path| {
+        let mut value = OsString::from(format!("{options},format=raw,file="));
+        value.push(file);
+        value
+    };
+    // What the guest has flushed is in the host's page cache, and that outlives the emulator.
+    pair("-drive", drive("if=virtio,cache=writeback", disk));
+    pair("-drive", drive("if=virtio,readonly=on", orders));
+    match firmware {
+        Firmware::Kernel { kernel, initrd, append } => {
+            pair("-kernel", kernel.into());
+            pair("-initrd", initrd.into());
+            pair("-append", format!("{} {append}", super::KERNEL_WORDS).into());
+        }
+        Firmware::Bios => {}
+        Firmware::Uefi { code, vars } => {
+            pair("-drive", drive("if=pflash,readonly=on", code));
+            pair("-drive", drive("if=pflash", vars));
+        }
+    }
+    words
+}

@@ -1,0 +1,150 @@
+//! The images that virtual machines run: a small root file system with the agent under test in it.
+//!
+//! ```text
+//! /sbin/init               tests/guest/init: state, network, then what the test orders
+//! /usr/bin/goldsync-agent  as it was built, without symbols, with its libraries
+//! /usr/libexec/            health: whether this image is well; slots: the program of the `command` back-end
+//! /boot/vmlinuz, initrd    for loaders that start a slot's own kernel
+//! /etc/release             NAME:VERSION
+//! /usr/share/payload       6 MiB, of which a release has 2 MiB of its own
+//! ```
+//! ext4 without a journal, the same bytes whenever it is made from the same parts. A *small* image has neither kernel nor
+//! agent: the emulator loads the one, and the other lies on the state partition. It is for stories told hundreds of times.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::parts::{Parts, libraries};
+use crate::programs::Run;
+use crate::seed::Seed;
+
+const INIT: &str = include_str!("../../guest/init");
+const SLOTS: &str = include_str!("../../guest/slots");
+
+/// What an image has in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Everything.
+    Whole,
+    /// No kernel, and no agent.
+    Small,
+}
+
+impl Kind {
+    /// The image's size.
+    fn mebibytes(self) -> u64 {
+        match self {
+            Self::Whole => 52,
+            Self::Small => 16,
+        }
+    }
+}
+
+/// What is wrong with an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flaw {
+    /// Nothing.
+    None,
+    /// There is no `/sbin/init`.
+    NoInit,
+    /// Its init ends at once, and the kernel panics.
+    Panics,
+    /// It comes up, and says that it is not well.
+    Unhealthy,
+}
+
+/// Makes the image of a release.
+pub fn make(parts: &Parts, scratch: &Path, kind: Kind, release: &str, flaw: Flaw, to: &Path) -> Result<()> {
+    let tree = tempfile::tempdir_in(scratch)?;
+    system(parts, tree.path(), release, flaw)?;
+    let agent = parts.agent(scratch)?;
+    // What the agent needs is part of every system.
+    for library in libraries(&agent)? {
+        let place = tree.path().join(library.strip_prefix("/")?);
+        fs::create_dir_all(place.parent().context("a library's folder")?)?;
+        fs::copy(&library, &place).with_context(|| format!("copy {}", library.display()))?;
+    }
+    if kind == Kind::Whole {
+        fs::copy(&agent, tree.path().join("usr/bin/goldsync-agent"))?;
+        fs::copy(parts.kernel(), tree.path().join("boot/vmlinuz"))?;
+        parts.write_initramfs(&tree.path().join("boot/initrd"), &[])?;
+    }
+    let file = fs::File::create(to)?;
+    file.set_len(kind.mebibytes() << 20)?;
+    let mut mkfs = Command::new("mkfs.ext4");
+    mkfs.env("E2FSPROGS_FAKE_TIME", "1767225600").args(["-q", "-F", "-b", "4096", "-m", "0", "-O", "^has_journal"]);
+    mkfs.args(["-U", "8c1de0a4-52b1-4a5e-bb0b-6f7f6c1a9d03", "-E", "hash_seed=8c1de0a4-52b1-4a5e-bb0b-6f7f6c1a9d03"]);
+    Run::of(with(mkfs, &[Path::new("-d"), tree.path(), to]))?.ok().map(drop)
+}
+
+fn with(mut command: Command, args: &[&Path]) -> Command {
+    command.args(args);
+    command
+}
+
+fn system(parts: &Parts, tree: &Path, release: &str, flaw: Flaw) -> Result<()> {
+    for folder in ["bin", "sbin", "boot", "dev", "esp", "etc", "proc", "run", "state", "sys", "tmp", "usr/bin"] {
+        fs::create_dir_all(tree.join(folder))?;
+    }
+    for folder in ["usr/libexec", "usr/share/payload"] {
+        fs::create_dir_all(tree.join(folder))?;
+    }
+    let busybox = parts.busybox();
+    fs::copy(&busybox, tree.join("bin/busybox"))?;
+    let listed = Run::of(with(Command::new(&busybox), &[Path::new("--list")]))?.ok()?.stdout;
+    for name in listed.lines().filter(|name| *name != "busybox") {
+        symlink("busybox", tree.join("bin").join(name))?;
+    }
+    fs::write(tree.join("etc/release"), format!("{release}\n"))?;
+    payload(&tree.join("usr/share/payload"), release)?;
+    script(&tree.join("usr/libexec/slots"), SLOTS)?;
+    let well = if flaw == Flaw::Unhealthy { "echo 'the service does not answer' >&2\nexit 1\n" } else { "exit 0\n" };
+    script(&tree.join("usr/libexec/health"), &format!("#!/bin/sh\n{well}"))?;
+    match flaw {
+        Flaw::NoInit => Ok(()),
+        Flaw::Panics => script(&tree.join("sbin/init"), "#!/bin/sh\nexit 1\n"),
+        Flaw::None | Flaw::Unhealthy => script(&tree.join("sbin/init"), INIT),
+    }
+}
+
+/// Files that all releases have, and files of which each release has its own.
+fn payload(folder: &Path, release: &str) -> Result<()> {
+    let own = blake3::hash(release.as_bytes()).as_bytes()[..8].try_into().map(u64::from_le_bytes)?;
+    for number in 0..12 {
+        let mut seed = Seed::new(if number % 3 == 0 { own } else { 0 } + number);
+        fs::write(folder.join(number.to_string()), seed.noise(512 << 10))?;
+    }
+    Ok(())
+}
+
+fn script(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).with_context(|| format!("chmod {}", path.display()))
+}
+
+/// Appends dm-verity's hash tree to an image, and returns the root hash.
+pub fn seal(image: &Path) -> Result<String> {
+    let size = fs::metadata(image)?.len();
+    let mut format = Command::new("veritysetup");
+    format.env("PATH", super::path()).arg("format").args([image, image]);
+    format.arg(format!("--data-blocks={}", size / 4096)).arg(format!("--hash-offset={size}"));
+    format.args(["--salt=5b7e0b6a1f4339c8", "--uuid=8c1de0a4-52b1-4a5e-bb0b-6f7f6c1a9d03"]);
+    let printed = Run::of(format)?.ok()?.stdout;
+    let file = fs::File::options().write(true).open(image)?;
+    file.set_len(file.metadata()?.len().next_multiple_of(4096))?;
+    let line = printed.lines().find_map(|line| line.strip_prefix("Root hash:"));
+    line.map(|hash| hash.trim().to_owned()).with_context(|| format!("veritysetup printed no root hash:\n{printed}"))
+}
+
+/// Where the first block of a file lies in an image.
+pub fn place_of(image: &Path, file: &str) -> Result<u64> {
+    let mut blocks = Command::new("debugfs");
+    blocks.env("PATH", super::path()).arg("-R").arg(format!("blocks {file}")).arg(image);
+    let printed = Run::of(blocks)?.ok()?.stdout;
+    let first = printed.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
+    first.map(|block| block * 4096).with_context(|| format!("debugfs printed no block of {file}: {printed}"))
+}

@@ -1,0 +1,40 @@
+//! Virtual machines: a node that really starts, from a disk of its own, and whose plug can be pulled.
+//!
+//! ```text
+//! Parts      what scripts/make-machines made of Debian's kernel; the agent under test
+//!    ├─▶ image     root file systems with that agent in them: good ones, and broken ones
+//!    └─▶ Disk      a file with a partition table: loader, slot a, slot b, state  (layout: the arithmetic)
+//!           ├─▶ Loader a boot loader, put on it
+//!           └─▶ Vm     the emulator at work on it; its console, line by line  (console: what a line is)
+//! ```
+//! Nothing is mounted and no loop device is used: tools write file systems into files, and read them afterwards. The
+//! server runs on the host, outside; the guest reaches it as [`HOST`].
+
+pub mod console;
+pub mod cuts;
+pub mod disk;
+pub mod emulator;
+pub mod image;
+pub mod layout;
+pub mod loader;
+pub mod parts;
+pub mod rig;
+
+pub use disk::Disk;
+pub use emulator::{Firmware, Vm};
+pub use image::{Flaw, Kind};
+pub use layout::{Layout, Part, Table};
+pub use loader::Loader;
+pub use parts::Parts;
+pub use rig::Rig;
+
+/// The address under which a guest reaches the host's loopback.
+pub const HOST: &str = "10.0.2.2";
+
+/// What every kernel here is told: talk to the serial line, say only what is fatal, and restart when it dies.
+pub const KERNEL_WORDS: &str = "console=ttyS0 loglevel=2 panic=1";
+
+/// Where the tools for disks are; a user's `PATH` may lack the second half.
+fn path() -> String {
+    format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
+}

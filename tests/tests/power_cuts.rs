@@ -1,0 +1,148 @@
+//! Power is lost, at every operation that changes the disk: what would start then is a whole proven image, no record tells a
+//! lie, and the next run finishes what was begun.
+//!
+//! The disk is simulated ([`goldsync_tests::simdisk`]): it loses, tears and reorders what was not synced, as its laws allow. The
+//! agent on it is the real one. `GOLDSYNC_CUT_SEEDS` sets how many ways of losing are tried at each operation, beside four plain
+//! ones; a failure names its place, and `GOLDSYNC_CUT` goes there alone.
+
+use goldsync_tests::simdisk::cut::Laws;
+use goldsync_tests::simdisk::rig::{Cuts, Rig, images};
+use goldsync_tests::{Image, damage};
+
+/// What the link leads to, if there is a link, must be one of these images.
+#[track_caller]
+fn starts(rig: &Rig, images: &[&Image]) {
+    let running = rig.node.running();
+    assert!(images.iter().any(|image| image.id() == running), "what would start is no image: {running}");
+}
+
+fn posix() -> Laws {
+    Laws::default()
+}
+
+/// Goal: the first image of a machine arrives whole or not at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_install() {
+    let Some(rig) = Rig::new("a_first_install").await else { return };
+    let (image, _) = images(10);
+    rig.fleet.ship(&image, "web:1").await;
+    let recording = rig.record(async |node| drop(node.sync().await.updated())).await;
+    let found = |rig: &Rig| {
+        if rig.node.active().is_some() {
+            starts(rig, &[&image]);
+        }
+        rig.node.tells_no_lie();
+    };
+    let next = async |rig: &Rig| drop(rig.node.sync().await.ok());
+    Cuts::of(&rig, "first", &posix()).everywhere(&recording, found, next, |rig| rig.node.runs(&image)).await;
+}
+
+/// Goal: an update into an empty slot.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update() {
+    let Some((rig, old, new)) = Rig::before_update("an_update", 20).await else { return };
+    let recording = rig.record(async |node| drop(node.sync().await.updated())).await;
+    updated_after(&rig, "update", &recording, &old, &new).await;
+}
+
+/// Goal: an update over an older release: the standby slot's own content and record are believed by the run that is cut.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_over_an_older_release() {
+    let Some((rig, _, new)) = Rig::before_update("an_update_over_an_older_release", 30).await else { return };
+    rig.node.sync().await.updated();
+    let third = new.edited(33, 9).shifted(34, 500 << 10, 8192);
+    rig.fleet.ship(&third, "web:3").await;
+    let recording = rig.record(async |node| drop(node.sync().await.updated())).await;
+    updated_after(&rig, "over", &recording, &new, &third).await;
+}
+
+async fn updated_after(
+    rig: &Rig,
+    name: &str,
+    recording: &goldsync_tests::simdisk::Recording,
+    old: &Image,
+    new: &Image,
+) {
+    let found = |rig: &Rig| {
+        starts(rig, &[old, new]);
+        rig.node.tells_no_lie();
+    };
+    let next = async |rig: &Rig| drop(rig.node.sync().await.ok());
+    let done = |rig: &Rig| {
+        rig.node.runs(new);
+        rig.node.tells_no_lie();
+    };
+    Cuts::of(rig, name, &posix()).everywhere(recording, found, next, done).await;
+}
+
+/// Goal: a download that is activated later: neither half activates what is not proven.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_and_an_activation() {
+    let Some((rig, old, new)) = Rig::before_update("a_download_and_an_activation", 40).await else { return };
+    let download = rig.record(async |node| drop(node.download().await.ok())).await;
+    let found = |rig: &Rig| {
+        starts(rig, &[&old]);
+        rig.node.tells_no_lie();
+    };
+    let staged = |rig: &Rig| {
+        rig.node.runs(&old);
+        rig.node.tells_no_lie();
+        let slot = rig.node.active().expect("an active slot").other();
+        let image = rig.node.record(slot).proven().expect("a proof").image.to_string();
+        assert_eq!(image, new.id());
+    };
+    let next = async |rig: &Rig| drop(rig.node.download().await.ok());
+    Cuts::of(&rig, "download", &posix()).everywhere(&download, found, next, staged).await;
+
+    rig.disk.exchange(&download.cut(download.ops.len(), &posix(), goldsync_tests::simdisk::cut::Fate::Kept));
+    let activation = rig.record(async |node| drop(node.activate().await.ok())).await;
+    updated_after(&rig, "activate", &activation, &old, &new).await;
+}
+
+/// Goal: going back is as safe as going on, and a rollback that power interrupted is not undone behind the operator's back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback() {
+    let Some((rig, old, new)) = Rig::before_update("a_rollback", 50).await else { return };
+    rig.node.sync().await.updated();
+    let recording = rig.record(async |node| drop(node.rollback().await.ok())).await;
+    let found = |rig: &Rig| {
+        starts(rig, &[&old, &new]);
+        rig.node.tells_no_lie();
+        if rig.node.running() == old.id() {
+            let held = rig.node.node().journal.hold().expect("the hold").expect("the release that was left is held");
+            assert_eq!(held.image.to_string(), new.id());
+        }
+    };
+    let next = async |rig: &Rig| {
+        if rig.node.running() == new.id() {
+            rig.node.rollback().await.ok();
+        }
+    };
+    let done = |rig: &Rig| {
+        rig.node.runs(&old);
+        rig.node.tells_no_lie();
+    };
+    Cuts::of(&rig, "rollback", &posix()).everywhere(&recording, found, next, done).await;
+}
+
+/// Goal: a repair never makes it worse: what drifted stays as it is until a whole copy takes its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair() {
+    let Some((rig, _, new)) = Rig::before_update("a_repair", 60).await else { return };
+    rig.node.sync().await.updated();
+    damage::flip(&rig.node.link(), 61, 5);
+    let (drifted, slot) = (rig.node.running(), rig.node.active().expect("an active slot"));
+    let recording = rig.record(async |node| drop(node.repair().await.updated())).await;
+    let found = |rig: &Rig| {
+        let active = rig.node.active().expect("an active slot");
+        let expected = if active == slot { drifted.clone() } else { new.id() };
+        assert_eq!(rig.node.running(), expected);
+        let other = rig.node.record(slot.other());
+        if let Some(proven) = other.proven() {
+            let bytes = std::fs::read(rig.node.slot(slot.other())).expect("the other slot");
+            assert_eq!(blake3::hash(&bytes).to_hex().to_string(), proven.image.to_string(), "a lie");
+        }
+    };
+    let next = async |rig: &Rig| drop(rig.node.repair().await.ok());
+    Cuts::of(&rig, "repair", &posix()).everywhere(&recording, found, next, |rig| rig.node.runs(&new)).await;
+}
