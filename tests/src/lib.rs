@@ -16,9 +16,9 @@
 //!                                                   Liar has the fleet's CA and lies  ┘
 //! Image      made from a seed, and changed by one      damage   what happens to bytes on disks
 //! disk       small file systems and loop devices       stamp    was anything written?
-//! volumes    images that can be mounted                namespace   mounts that end with their test
 //! simdisk    a simulated disk under a Machine: power cuts after any operation, errors, rot
 //! net        a namespace and a cable to it
+//! volumes    images that can be mounted                namespace   mounts that end with their test
 //! ```
 //! *A virtual machine* ([`vm`]), for the stories that need a boot loader, a kernel, or a plug to pull.
 //!

@@ -35,7 +35,7 @@ use std::path::{Path, PathBuf};
 
 use goldsync_proto::verity::RootHash;
 
-use super::formats::grubenv::Block;
+use super::formats::grubenv::{Block, GrubenvError, SIZE};
 use super::{Activation, ActivationError, Booted, Effect, Holds, Look, overwrite};
 use crate::slot::SlotName;
 
@@ -152,8 +152,8 @@ impl Grub {
             Err(error) => return Err(failed("reading", &self.grubenv)(error)),
         };
         // A block that was destroyed is made anew in its place, but a file of another length has other blocks.
-        if length != super::formats::grubenv::SIZE as u64 {
-            return Err(self.content(super::formats::grubenv::GrubenvError::Size { found: length }.to_string()));
+        if length != SIZE as u64 {
+            return Err(self.content(GrubenvError::Size { found: length }.to_string()));
         }
         let mut block = Self::load(&self.grubenv)?.unwrap_or_default();
         let state = change(State::read(&block));
@@ -243,7 +243,6 @@ impl Activation for Grub {
 
 #[cfg(test)]
 mod tests {
-    use super::super::formats::grubenv::SIZE;
     use super::super::testing::{Machine, holds};
     use super::*;
 

@@ -20,6 +20,7 @@
 //! | `systemd-boot` | the same                       | a new entry's name on the EFI system partition | at restart   |
 //! | `uboot`        | the same                       | the other copy of U-Boot's environment         | at restart   |
 //! | `uefi`         | the same                       | one variable of the firmware                   | at restart   |
+//! | `mount`        | what is mounted at a mount point | umount(2) of the old one over the new one   | at once      |
 //!
 //! Each is a file of its own, an `impl Activation`, an arm in [`open`] and a page in `docs/boot/`. Trials, health and the way back
 //! are the same for all of them and live in `trial` and `health`, not here.
@@ -265,11 +266,11 @@ pub fn open(config: &Config) -> Box<dyn Activation> {
     match &config.activation.backend {
         Backend::Symlink { link } => Box::new(Symlink::new(link.clone(), &config.slots)),
         Backend::Command { program, effect } => Box::new(Command::new(program.clone(), *effect, &config.slots)),
-        Backend::Mount { target, volume } => Box::new(Mount::new(target, volume, &config.slots, &config.state)),
         Backend::Grub { grubenv } => Box::new(Grub::new(grubenv.clone(), booted())),
         Backend::SystemdBoot(settings) => Box::new(SystemdBoot::new(settings, &config.slots, booted())),
         Backend::Uboot { env_config, single } => Box::new(Uboot::new(env_config.clone(), *single, booted())),
         Backend::Uefi { efivars, entries } => Box::new(Uefi::new(efivars.clone(), entries.clone(), booted())),
+        Backend::Mount { target, volume } => Box::new(Mount::new(target, volume, &config.slots, &config.state)),
     }
 }
 

@@ -43,13 +43,6 @@ pub enum Backend {
         /// When what it activates is in use. Default at once.
         effect: Effect,
     },
-    /// A mount point shows the active slot.
-    Mount {
-        /// The mount point.
-        target: PathBuf,
-        /// How a slot is mounted.
-        volume: Volume,
-    },
     /// GRUB; see `boot::Grub`.
     Grub {
         /// Its environment block. Default `/boot/grub/grubenv`.
@@ -70,6 +63,13 @@ pub enum Backend {
         efivars: PathBuf,
         /// The boot entries of a and b: numbers or descriptions. Default `goldsync a` and `goldsync b`.
         entries: [String; 2],
+    },
+    /// A mount point shows the active slot.
+    Mount {
+        /// The mount point.
+        target: PathBuf,
+        /// How a slot is mounted.
+        volume: Volume,
     },
 }
 
@@ -114,11 +114,11 @@ pub enum Kernel {
 const BACKENDS: &[(&str, &[&str])] = &[
     ("symlink", &["link"]),
     ("command", &["command", "time_limit", "takes_effect"]),
-    ("mount", &["target", "fstype", "options", "verity"]),
     ("grub", &["grubenv"]),
     ("systemd-boot", &["esp", "efivars", "kernel", "initrd", "kernel_from", "uki", "options"]),
     ("uboot", &["env_config", "single"]),
     ("uefi", &["efivars", "entry_a", "entry_b"]),
+    ("mount", &["target", "fstype", "options", "verity"]),
 ];
 
 pub(super) fn activation(raw: raw::Activation) -> Result<Activation, ConfigError> {
@@ -136,11 +136,11 @@ pub(super) fn activation(raw: raw::Activation) -> Result<Activation, ConfigError
     let cmdline = absolute("activation.cmdline", raw.cmdline.clone().unwrap_or_else(|| "/proc/cmdline".into()))?;
     let backend = match name {
         "symlink" => symlink(raw)?,
-        "mount" => mount(raw)?,
         "grub" => grub(raw)?,
         "systemd-boot" => systemd_boot(raw)?,
         "uboot" => uboot(raw)?,
         "uefi" => uefi(raw)?,
+        "mount" => mount(raw)?,
         _ => command(raw)?,
     };
     Ok(Activation { backend, tries, cmdline })
@@ -163,10 +163,6 @@ fn given(raw: &raw::Activation) -> Vec<(&'static str, bool)> {
         ("activation.command", raw.command.is_some()),
         ("activation.time_limit", raw.time_limit.is_some()),
         ("activation.takes_effect", raw.takes_effect.is_some()),
-        ("activation.target", raw.target.is_some()),
-        ("activation.fstype", raw.fstype.is_some()),
-        ("activation.options", raw.options.is_some()),
-        ("activation.verity", raw.verity.is_some()),
         ("activation.grubenv", raw.grubenv.is_some()),
         ("activation.esp", raw.esp.is_some()),
         ("activation.efivars", raw.efivars.is_some()),
@@ -174,10 +170,14 @@ fn given(raw: &raw::Activation) -> Vec<(&'static str, bool)> {
         ("activation.initrd", raw.initrd.is_some()),
         ("activation.kernel_from", raw.kernel_from.is_some()),
         ("activation.uki", raw.uki.is_some()),
+        ("activation.options", raw.options.is_some()),
         ("activation.env_config", raw.env_config.is_some()),
         ("activation.single", raw.single.is_some()),
         ("activation.entry_a", raw.entry_a.is_some()),
         ("activation.entry_b", raw.entry_b.is_some()),
+        ("activation.target", raw.target.is_some()),
+        ("activation.fstype", raw.fstype.is_some()),
+        ("activation.verity", raw.verity.is_some()),
     ]
 }
 
@@ -217,29 +217,6 @@ fn command(raw: raw::Activation) -> Result<Backend, ConfigError> {
         }
     };
     Ok(Backend::Command { program, effect })
-}
-
-fn mount(raw: raw::Activation) -> Result<Backend, ConfigError> {
-    let target = raw.target.ok_or_else(|| {
-        value("activation.target", "is missing; name the mount point that shall show the active slot")
-    })?;
-    let target = absolute("activation.target", target)?;
-    if target.parent().is_none() {
-        return Err(value("activation.target", "is /, which cannot be replaced; that takes a boot loader's back-end"));
-    }
-    let plain =
-        |name: &String| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-    if let Some(name) = raw.fstype.as_ref().filter(|name| !plain(name)) {
-        return Err(value(
-            "activation.fstype",
-            format!("is {name:?}, which names no file system; for example \"erofs\""),
-        ));
-    }
-    let options = raw.options.unwrap_or_default().parse();
-    let options =
-        options.map_err(|error: OptionsError| value("activation.options", format!("cannot be used: {error}")))?;
-    let volume = Volume { file_system: raw.fstype, options, verity: raw.verity.unwrap_or(false) };
-    Ok(Backend::Mount { target, volume })
 }
 
 fn grub(raw: raw::Activation) -> Result<Backend, ConfigError> {
@@ -316,6 +293,29 @@ fn line(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
         return Ok(path);
     }
     Err(value(key, format!("is {path:?}; a boot entry takes no path with spaces in it")))
+}
+
+fn mount(raw: raw::Activation) -> Result<Backend, ConfigError> {
+    let target = raw.target.ok_or_else(|| {
+        value("activation.target", "is missing; name the mount point that shall show the active slot")
+    })?;
+    let target = absolute("activation.target", target)?;
+    if target.parent().is_none() {
+        return Err(value("activation.target", "is /, which cannot be replaced; that takes a boot loader's back-end"));
+    }
+    let plain =
+        |name: &String| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    if let Some(name) = raw.fstype.as_ref().filter(|name| !plain(name)) {
+        return Err(value(
+            "activation.fstype",
+            format!("is {name:?}, which names no file system; for example \"erofs\""),
+        ));
+    }
+    let options = raw.options.unwrap_or_default().parse();
+    let options =
+        options.map_err(|error: OptionsError| value("activation.options", format!("cannot be used: {error}")))?;
+    let volume = Volume { file_system: raw.fstype, options, verity: raw.verity.unwrap_or(false) };
+    Ok(Backend::Mount { target, volume })
 }
 
 /// A program that this configuration names.

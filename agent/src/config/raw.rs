@@ -60,10 +60,6 @@ pub(super) struct Activation {
     pub(super) command: Option<Vec<String>>,
     pub(super) time_limit: Option<String>,
     pub(super) takes_effect: Option<String>,
-    pub(super) target: Option<PathBuf>,
-    pub(super) fstype: Option<String>,
-    pub(super) options: Option<String>,
-    pub(super) verity: Option<bool>,
     pub(super) grubenv: Option<PathBuf>,
     pub(super) esp: Option<PathBuf>,
     pub(super) efivars: Option<PathBuf>,
@@ -71,10 +67,14 @@ pub(super) struct Activation {
     pub(super) initrd: Option<PathBuf>,
     pub(super) kernel_from: Option<String>,
     pub(super) uki: Option<PathBuf>,
+    pub(super) options: Option<String>,
     pub(super) env_config: Option<PathBuf>,
     pub(super) single: Option<bool>,
     pub(super) entry_a: Option<String>,
     pub(super) entry_b: Option<String>,
+    pub(super) target: Option<PathBuf>,
+    pub(super) fstype: Option<String>,
+    pub(super) verity: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

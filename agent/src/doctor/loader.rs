@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Finding;
-use crate::config::{Backend, Config, SystemdBoot};
+use crate::config::{Backend, Config, Kernel, SystemdBoot};
 use crate::slot::{Identity, SlotName};
 use crate::volume::replaces_live;
 
@@ -15,7 +15,9 @@ const SNIPPET: &str = "goldsync";
 /// Of the back-ends that have a loader.
 pub(super) fn all(config: &Config) -> Vec<Finding> {
     match &config.activation.backend {
-        Backend::Grub { grubenv } => grub(grubenv).into_iter().chain(in_a_slot(config, grubenv)).collect(),
+        Backend::Grub { grubenv } => {
+            [grub(grubenv), in_a_slot(config, grubenv).into_iter().chain(read_only(grubenv)).collect()].concat()
+        }
         Backend::SystemdBoot(settings) => systemd_boot(settings),
         Backend::Uboot { env_config, .. } => vec![there("U-Boot's configuration of its environment", env_config)],
         Backend::Uefi { efivars, .. } => vec![there("the firmware's variables", efivars)],
@@ -85,7 +87,23 @@ fn systemd_boot(settings: &SystemdBoot) -> Vec<Finding> {
         let says = format!("systemd-boot is not on {}", esp.display());
         return vec![Finding::stops("loader", says, "mount the EFI system partition there, or `bootctl install`")];
     }
-    vec![Finding::fine("loader", format!("systemd-boot is on {}", esp.display()))]
+    let mut findings = vec![Finding::fine("loader", format!("systemd-boot is on {}", esp.display()))];
+    findings.extend(read_only(esp));
+    if let Kernel::Esp { linux, initrd } = &settings.kernel {
+        let on_esp = |path: &PathBuf| esp.join(path.strip_prefix("/").unwrap_or(path));
+        let files = [Some(linux), initrd.as_ref()].into_iter().flatten().map(on_esp);
+        findings.extend(files.map(|file| there("the machine's own kernel", &file)));
+    }
+    findings
+}
+
+/// What an activation writes must be on a file system that takes it.
+fn read_only(path: &Path) -> Option<Finding> {
+    let system = rustix::fs::statvfs(path).ok()?;
+    system.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY).then(|| {
+        let says = format!("{} lies on a file system that is mounted read-only", path.display());
+        Finding::stops("loader", says, "mount it read-write: activating a slot writes there")
+    })
 }
 
 #[cfg(test)]
@@ -107,5 +125,22 @@ mod tests {
         assert_eq!(verdicts(&grub(&grubenv)), [Verdict::Fine, Verdict::Stops]);
         fs::write(folder.path().join("grub.cfg"), "source $prefix/goldsync.cfg").unwrap();
         assert_eq!(verdicts(&grub(&grubenv)), [Verdict::Fine, Verdict::Fine]);
+    }
+
+    #[test]
+    fn systemd_boot_and_a_machines_own_kernel_are_looked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let esp = folder.path().to_owned();
+        let text = format!(
+            "channel = \"qa\"\n[slots]\na = \"/x/a\"\nb = \"/x/b\"\n[activation]\nbackend = \"systemd-boot\"\n\
+             esp = \"{}\"\nkernel = \"/linux\"\nkernel_from = \"esp\"\noptions = \"ro\"\n",
+            esp.display()
+        );
+        let config = Config::parse(Path::new("agent.toml"), &text).unwrap();
+        assert_eq!(verdicts(&all(&config)), [Verdict::Stops]);
+        fs::create_dir_all(esp.join("EFI/systemd")).unwrap();
+        assert_eq!(verdicts(&all(&config)), [Verdict::Fine, Verdict::Stops]);
+        fs::write(esp.join("linux"), "x").unwrap();
+        assert_eq!(verdicts(&all(&config)), [Verdict::Fine, Verdict::Fine]);
     }
 }

@@ -331,6 +331,21 @@ fn text(machine: &Machine, wishes: &Wishes, slots: &Slots, backend: &Backend) ->
         line("tries = 3");
     }
     line("");
+    if slots.booted {
+        line("[health]");
+        line(
+            "# What a new release must show after its start; else the machine goes back by itself. Add your own services: units = [...].",
+        );
+        line("server = true");
+        line("");
+        line("[restart]");
+        line(
+            "# Who starts the machine into a new slot: you. With \"reboot\" the agent does, when nobody is logged in and nothing forbids it;",
+        );
+        line("# windows = [\"Mon-Fri 02:00-04:00\"] says when.");
+        line("how = \"none\"");
+        line("");
+    }
     line("[schedule]");
     line(
         "# The server tells a node when there is work. This is for one that cannot be told: once a night, not all at once.",
