@@ -15,7 +15,6 @@
 //! |----------------|--------------------------------|------------------------------------------------|--------------|
 //! | `symlink`      | what a link points at          | rename(2) of a new link over the old one       | at once      |
 //! | `command`      | what a site's own program says | the program's duty                             | as it says   |
-//! | `mount`        | what is mounted at a point     | umount(2) of the old volume over the new one   | at once      |
 //! | `grub`         | what the machine runs from     | one sector of GRUB's environment block         | at restart   |
 //! | `systemd-boot` | the same                       | a new entry's name on the EFI system partition | at restart   |
 //! | `uboot`        | the same                       | the other copy of U-Boot's environment         | at restart   |
