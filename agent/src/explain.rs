@@ -200,6 +200,7 @@ mod tests {
             size: 4096,
             sections: Sections { subtrees: section, blocks: section, rolling: section },
             file_system: None,
+            verity: None,
             minimum_agent: None,
             labels: Default::default(),
             published_at: String::new(),

@@ -9,6 +9,7 @@
 //! * [`slot`]: the two places that can hold an image; the only door to writing one.
 //! * [`journal`]: what this node has proven, durably; one run at a time.
 //! * [`boot`]: which slot is active, and the atomic step that changes it; [`swap`]: the verbs that take it.
+//! * [`volume`]: a slot attached and mounted read-only, checked by dm-verity where wanted.
 //! * [`link`]: one QUIC connection to the server; [`identity`]: who we are to it; [`enrol`]: how that came about.
 //! * [`trust`]: what the fleet's operators signed; [`update`]: the flow above; [`drift`]: is the active slot still golden?
 //! * [`daemon`], [`schedule`]: being told when there is work, and looking anyway.
@@ -32,6 +33,7 @@ pub mod init;
 pub mod job;
 pub mod journal;
 pub mod link;
+mod mounts;
 pub mod node;
 pub mod plan;
 pub mod program;
@@ -46,3 +48,4 @@ pub mod trial;
 pub mod trust;
 pub mod update;
 pub mod verify;
+pub mod volume;

@@ -32,7 +32,7 @@ use crate::job::{Base, Hashes, Job, JobError};
 use crate::journal::{Journal, JournalError, Proven, RunLock, SlotRecord, Trial};
 use crate::link::{Link, LinkError, Wire};
 use crate::plan::{self, near::Stranger};
-use crate::restart::{self, RestartError};
+use crate::restart::{self, Next, RestartError};
 use crate::slot::{SlotError, SlotName, Source, Standby, Wanted};
 use crate::stage::{Before, Stage, StageError};
 use crate::swap::{Swap, SwapError};
@@ -42,6 +42,10 @@ use crate::verify::{self, RegionHash};
 
 /// Rounds of asking for signed metadata: roles, then the pointer, then its manifest; one more for a move in between.
 const TRUST_ROUNDS: usize = 4;
+
+/// Manifests of older releases that are asked for at a time, when only a root hash tells what runs; and how often.
+const UNREAD: usize = 64;
+const UNREAD_ROUNDS: usize = 8;
 
 /// How long a forecast waits for a plan that is being made.
 const FORECAST_PATIENCE: Duration = Duration::from_secs(10);
@@ -187,6 +191,7 @@ impl UpdateError {
         match self {
             Self::Job(JobError::Link(error)) => error.exit_code(),
             Self::NoLink => 4,
+            Self::Activation(error) | Self::Swap(SwapError::Activation(error)) => error.exit_code(),
             Self::Job(JobError::Stage(_)) => 5,
             Self::Job(JobError::Proof { .. }) | Self::Swap(SwapError::Unproven { .. }) => 7,
             Self::Job(JobError::Journal(JournalError::Busy { .. })) => 75,
@@ -233,6 +238,18 @@ pub enum Verdict {
 impl Context {
     pub(crate) fn tell(&self, event: Event) {
         (self.events)(event);
+    }
+
+    /// Starts the machine again, into what the next start takes.
+    pub(crate) fn restart(&self, how: &How) -> Result<(), UpdateError> {
+        let next = self.activation.look()?.next;
+        let proven = next.map(|slot| self.proven(slot)).transpose()?.flatten();
+        let next = next.map(|slot| Next {
+            slot,
+            path: self.config.slots.path(slot),
+            sealed: proven.as_ref().and_then(|proven| proven.verity.as_ref()),
+        });
+        Ok(restart::restart(how, next)?)
     }
 
     /// The connection.
@@ -388,6 +405,33 @@ async fn judge(ctx: &mut Context, target: Manifest) -> Result<Check, UpdateError
     Ok(Check { target, active, running, verdict })
 }
 
+/// What the kernel proves of the active slot counts like a proof of our own: a slot without a record, every read of which it checks
+/// against a root hash, is the release that was signed with that hash. Nothing is scanned. The signed list of releases says which
+/// that may be; manifests that were never needed are asked for, the newest first, some at a time.
+async fn recognised(ctx: &mut Context, check: Check) -> Result<Check, UpdateError> {
+    let (Some(active), None) = (check.active, &check.running) else { return Ok(check) };
+    let Some(root) = ctx.activation.root_hash() else { return Ok(check) };
+    for _ in 0..UNREAD_ROUNDS {
+        if let Some(manifest) = ctx.trust.sealed_by(&root).await? {
+            ctx.tell(Event::Note(format!(
+                "slot {active} is {}, by the root hash that it is read with",
+                manifest.release
+            )));
+            ctx.journal.set_proven_as(active, &manifest)?;
+            return judge(ctx, check.target).await;
+        }
+        let unread = ctx.trust.unread(&check.target.release.name).await?;
+        let want: Vec<String> = unread.iter().take(UNREAD).map(ReleaseRef::target).collect();
+        if want.is_empty() {
+            break;
+        }
+        let files = trust_files(ctx.link()?.as_ref(), ctx.trust.have(), want).await?;
+        ctx.trust.absorb(files).await?;
+    }
+    tracing::warn!(%root, "no signed release has the root hash that the active slot is read with");
+    Ok(check)
+}
+
 fn acceptable(target: &Manifest) -> Result<Geometry, UpdateError> {
     let release = || target.release.clone();
     let geometry = target.check().map_err(|error| UpdateError::Manifest { release: release(), error })?;
@@ -410,6 +454,7 @@ pub async fn download(ctx: &mut Context) -> Result<(Check, Option<Account>), Upd
     let _lock = ctx.journal.lock()?;
     let begun = Begun::now(ctx);
     let check = check(ctx).await?;
+    let check = recognised(ctx, check).await?;
     let account = stage_if_needed(ctx, &check, &begun).await?;
     Ok((check, account))
 }
@@ -422,6 +467,7 @@ pub async fn install(ctx: &mut Context, release: &ReleaseRef) -> Result<(Check, 
     refresh(ctx).await?;
     let target = manifest(ctx, release).await?;
     let check = judge(ctx, target).await?;
+    let check = recognised(ctx, check).await?;
     let account = stage_if_needed(ctx, &check, &begun).await?;
     Ok((check, account))
 }
@@ -446,8 +492,7 @@ async fn renewed(ctx: &Context, check: &Check) -> Result<bool, UpdateError> {
     }
     let good = still_proven(ctx, slot).await?.is_ok();
     if good {
-        let Manifest { image, release, size, .. } = &check.target;
-        ctx.journal.set_proven(slot, *image, release, *size)?;
+        ctx.journal.set_proven_as(slot, &check.target)?;
     }
     Ok(good)
 }
@@ -459,6 +504,7 @@ pub async fn sync(ctx: &mut Context) -> Result<Outcome, UpdateError> {
     let lock = ctx.journal.lock()?;
     let begun = Begun::now(ctx);
     let check = check(ctx).await?;
+    let check = recognised(ctx, check).await?;
     let staged = match check.verdict {
         Verdict::UpToDate | Verdict::Held => None,
         Verdict::Activated => Some(begun.account(ctx, "staged", None)),
@@ -499,7 +545,7 @@ pub(crate) async fn in_use(ctx: &Context, account: Account) -> Result<Outcome, U
     }
     let how = &ctx.config.restart.how;
     let why = if ctx.unattended && *how != How::None {
-        restart::restart(how)?;
+        ctx.restart(how)?;
         "the machine is started again now"
     } else {
         "the next start of the machine runs it"
@@ -705,7 +751,7 @@ async fn base(ctx: &Context, target: &Manifest) -> Result<Option<Base>, UpdateEr
     let source = Arc::new(Source::open(active, ctx.config.slots.path(active))?);
     let found = hash_slot(ctx, &source, target.size).await?;
     if found.as_ref().is_some_and(|(image, _)| *image == target.image) {
-        ctx.journal.set_proven(active, target.image, &target.release, target.size)?;
+        ctx.journal.set_proven_as(active, target)?;
         return Ok(Some(Base { image: target.image, blocks: None, regions: Vec::new() }));
     }
     // A file is as long as its image; of a device only its record could tell.
@@ -749,6 +795,10 @@ fn open_job(ctx: &Context, target: &Manifest, geometry: Geometry, base: Option<B
     }
     let active = ctx.activation.active()?.map(|slot| Source::open(slot, ctx.config.slots.path(slot))).transpose()?;
     let record = ctx.journal.slot(name)?;
+    if ctx.activation.takes_effect() == Effect::AtOnce {
+        // What readers are just leaving is waited for; else it would count as in use.
+        ctx.activation.retire(name)?;
+    }
     let standby = Standby::open(&Wanted {
         name,
         path: ctx.config.slots.path(name),
@@ -929,7 +979,7 @@ async fn prove(ctx: &Context, job: &Arc<Job>, target: &Manifest) -> Result<(), U
         blocks.push(&hashes)?;
     }
     blocks.finish()?;
-    ctx.journal.set_proven(slot, target.image, &target.release, target.size)?;
+    ctx.journal.set_proven_as(slot, target)?;
     // Sections were kept for an interrupted run only.
     let _ = std::fs::remove_dir_all(&job.cache);
     ctx.tell(Event::Phase(Phase::Staged));

@@ -12,6 +12,7 @@
 
 pub mod block;
 pub mod codec;
+pub mod content;
 pub mod digest;
 pub mod explain;
 pub mod grain;

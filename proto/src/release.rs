@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::block::{Geometry, GeometryError};
 use crate::digest::{Digest, ImageId};
 use crate::limits::{LABEL_LEN_MAX, LABELS_MAX, NAME_LEN_MAX};
+use crate::verity::{Sealed, SealedError};
 
 /// The TUF role that signs releases.
 pub const RELEASES_ROLE: &str = "releases";
@@ -178,6 +179,9 @@ pub struct Manifest {
     /// What was recognised in the image's first bytes (`ext4`, `squashfs`, `erofs`, `gpt`, ...); for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_system: Option<String>,
+    /// The hash tree that it carries, for dm-verity: its root hash stands for all that is read through it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verity: Option<Sealed>,
     /// The oldest agent that can install it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minimum_agent: Option<String>,
@@ -210,6 +214,9 @@ pub enum ManifestError {
         /// As the size demands.
         expected: u64,
     },
+    /// A hash tree that the image cannot have.
+    #[error(transparent)]
+    Verity(#[from] SealedError),
     /// Labels beyond the limits.
     #[error("{0}")]
     Labels(#[from] LabelsError),
@@ -232,6 +239,7 @@ impl Manifest {
                 return Err(ManifestError::Section { section, got, expected });
             }
         }
+        self.verity.as_ref().map(|verity| verity.check(geometry)).transpose()?;
         check_labels(&self.labels)?;
         Ok(geometry)
     }

@@ -6,7 +6,8 @@
 //!                 each block of the tree: the SHA-256 of each of 128 blocks of the level below it, or of the data
 //! ```
 //! Hashes cannot be compressed, each changes with the data, and all of them change with the salt: shipped, a tree is nearly one
-//! percent of its image. A [`Tree`] says where one lies and what it hashes; [`find()`] finds those of an image and proves them.
+//! percent of its image. A [`Tree`] says where one lies and what it hashes; [`find()`] finds those of an image and proves them;
+//! [`seal`] makes one, and [`Sealed`] is what a publisher signs of it.
 //! The format is cryptsetup's, of `veritysetup format`: superblock version 1, hash types 0 and 1, SHA-256, blocks of 4096
 //! bytes. What is none of that is not derived, and travels like anything else. Nothing here is believed by who uses it: what
 //! was derived is proven by the image id like all else.
@@ -22,8 +23,10 @@ use crate::limits::{BLOCK, IMAGE_MAX, PLAN_TREES_MAX, SALT_MAX};
 
 mod find;
 mod salt;
+mod sealed;
 
 pub use find::find;
+pub use sealed::{RootHash, RootHashError, SealError, Sealed, SealedError, seal};
 
 /// What every superblock begins with.
 const MAGIC: &[u8; 8] = b"verity\0\0";

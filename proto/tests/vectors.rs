@@ -245,6 +245,9 @@ fn hash_trees_are_found_and_derived_as_the_vectors_say() {
         let image = [&data, part("superblock"), part("tree")].concat();
         assert_eq!(verity::find(&image), [Derived { tree, runs: vec![(131, 3)] }], "{name}");
     }
+    let (tree, sealed) = verity::seal(&data, ImageId::of(&data)).unwrap();
+    assert_eq!(tree[..BLOCK as usize], vectors["sealed superblock"]);
+    assert_eq!(sealed.root_hash.0, vectors["sealed root-hash"][..]);
 }
 
 #[test]

@@ -176,6 +176,7 @@ impl Fleet {
             size: image.len() as u64,
             sections: uploaded.sections,
             file_system: None,
+            verity: None,
             minimum_agent: None,
             labels: BTreeMap::new(),
             published_at: "2026-11-21T00:00:00Z".into(),

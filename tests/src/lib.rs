@@ -18,6 +18,7 @@
 //! disk       small file systems and loop devices       stamp    was anything written?
 //! simdisk    a simulated disk under a Machine: power cuts after any operation, errors, rot
 //! net        a namespace and a cable to it
+//! volumes    images that can be mounted                namespace   mounts that end with their test
 //! ```
 //! *A virtual machine* ([`vm`]), for the stories that need a boot loader, a kernel, or a plug to pull.
 //!
@@ -34,6 +35,7 @@ pub mod image;
 pub mod images;
 pub mod liar;
 pub mod machine;
+pub mod namespace;
 pub mod net;
 pub mod node;
 pub mod operator;
@@ -46,6 +48,7 @@ pub mod simdisk;
 pub mod stamp;
 pub mod tools;
 pub mod vm;
+pub mod volumes;
 pub mod wait;
 
 pub use fleet::Fleet;

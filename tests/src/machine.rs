@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use goldsync_agent::config::Where;
 use goldsync_agent::drift::{self, DriftReport};
-use goldsync_agent::journal::{Proven, SlotRecord};
+use goldsync_agent::journal::SlotRecord;
 use goldsync_agent::link::Wire;
 use goldsync_agent::node::Node;
 use goldsync_agent::slot::SlotName;
@@ -274,13 +274,13 @@ impl Machine {
     }
 
     /// `goldsync-agent activate`.
-    pub async fn activate(&self) -> Told<Proven> {
-        self.verb(CancellationToken::new(), async |context| update::activate(context).await).await
+    pub async fn activate(&self) -> Told<Outcome> {
+        self.verb(CancellationToken::new(), async |context| Ok(update::activate(context).await?.1)).await
     }
 
     /// `goldsync-agent rollback`.
-    pub async fn rollback(&self) -> Told<Proven> {
-        self.verb(CancellationToken::new(), async |context| update::rollback(context).await).await
+    pub async fn rollback(&self) -> Told<Outcome> {
+        self.verb(CancellationToken::new(), async |context| Ok(update::rollback(context).await?.1)).await
     }
 
     /// The command line, in a process of its own.

@@ -220,7 +220,7 @@ async fn rot_in_the_slot_that_is_read() {
             let Scene { rig, base, new, .. } = &scene;
             rig.disk.exchange(base);
             rig.disk.arm(fault(after));
-            rig.disk.flip(Path::new("a.img"), at + 78 * 512 % (64 << 10));
+            rig.disk.flip(Path::new("a.img"), at + 40_000);
             rig.node.sync().await.updated();
             let struck = rig.disk.lift();
             rig.node.runs(new);
@@ -265,7 +265,7 @@ async fn rot_in_the_slot_that_is_written() {
     rig.node.sync().await.updated();
     rig.node.runs(new);
     // And behind that as well: a look finds it, a repair mends it.
-    rig.disk.flip(&Path::new("b.img"), 400_000);
+    rig.disk.flip(Path::new("b.img"), 400_000);
     assert_eq!(rig.node.verify().await.ok().drifted, 1);
     assert_eq!(rig.node.repair().await.updated().repaired, 1);
     rig.node.runs(new);

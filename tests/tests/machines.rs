@@ -34,7 +34,7 @@ fn command_updates_and_restarts() -> Result<()> {
         r#"
 case $release in
   story:1) do_or_say node sync --json; say "synced $(cat /tmp/done)"; again ;;
-  story:2) /usr/libexec/slots confirm b; do_or_say node status; say "status $(tr '\n' ';' </tmp/done)"; off ;;
+  story:2) do_or_say node confirm; do_or_say node status; say "status $(tr '\n' ';' </tmp/done)"; off ;;
 esac"#,
     );
     let mut vm = Vm::start(&rig.kernel("")?, &disk.path, &orders)?;
@@ -49,20 +49,34 @@ esac"#,
     Ok(())
 }
 
-/// Twice to another release; the second time, what the machine comes back with is what it had.
+/// What follows the section `activation` where health is asked for.
+const HEALTH: &str = r#"
+[health]
+commands = [["/usr/libexec/health"]]
+deadline = "3 s"
+every = "1 s"
+
+[restart]
+how = "command"
+command = ["/usr/libexec/restart"]
+"#;
+
+/// Release 2 says how the last trial ended, and goes on when it is told to. Release 4 is started, and not well.
 const LOADER_ORDERS: &str = r#"
+settle() { node confirm >/tmp/done 2>&1; say "settled $? $(tr '\n' ' ' </tmp/done)"; }
 case $release in
-  story:1) do_or_say node sync --json; say "synced"; again ;;
+  story:1) do_or_say node sync; say "synced"; again ;;
   story:2)
-    if [ -e /state/updated-twice ]; then do_or_say node status; say "status $(tr '\n' ';' </tmp/done)"; off; fi
-    do_or_say node confirm
-    say "confirmed"
+    settle
+    node explain >/tmp/done 2>&1
+    say "explained $(tr '\n' ' ' </tmp/done)"
     read -r line
-    do_or_say node sync --json
-    touch /state/updated-twice
+    [ "$line" = "go on" ] || off
+    do_or_say node sync
     say "synced"
     again
     ;;
+  *) settle; sleep 1000 ;;
 esac"#;
 
 #[test]
@@ -86,20 +100,24 @@ fn grub_efi() -> Result<()> {
 }
 
 /// The whole way with a boot loader: an update is started and confirmed; the next image has no init, and the loader goes
-/// back by itself.
+/// back by itself; the one after that starts and is not well, and the agent goes back.
 fn told_by_loader(test: &str, loader: Loader) -> Result<()> {
     let Some(rig) = rig(test)? else { return Ok(()) };
     rig.release("1", Flaw::None)?;
     let second = rig.release("2", Flaw::None)?;
     let layout = Layout { table: loader.table(), ..LAYOUT };
-    let disk = rig.disk("machine", layout, &format!("{}\ntries = {}", loader.activation(), loader.counted()))?;
+    let activation = format!("{}\ntries = {}\n{HEALTH}", loader.activation(), loader.counted());
+    let disk = rig.disk("machine", layout, &activation)?;
     let Some(firmware) = loader.install(&rig, test, &disk)? else { return Ok(()) };
     let orders = rig.orders(&format!("{}{LOADER_ORDERS}", loader.orders(&disk)));
+
     let mut vm = Vm::start(&firmware, &disk.path, &orders)?;
     ensure!(vm.wait("up")? == "story:1 a", "it began with {:?}", vm.marks());
     vm.wait("synced")?;
     ensure!(vm.wait("up")? == "story:2 b", "it went on with {:?}", vm.marks());
-    vm.wait("confirmed")?;
+    let settled = vm.wait("settled")?;
+    ensure!(settled.starts_with("0 ") && settled.contains("confirmed"), "{settled}");
+
     rig.release("3", Flaw::NoInit)?;
     vm.type_line("go on")?;
     vm.wait("synced")?;
@@ -107,10 +125,68 @@ fn told_by_loader(test: &str, loader: Loader) -> Result<()> {
         ensure!(vm.wait("starting")? == "a", "attempt {attempt}: {:?}", vm.marks());
     }
     ensure!(vm.wait("up")? == "story:2 b", "it did not go back: {:?}", vm.marks());
-    let status = vm.wait("status")?;
+    let settled = vm.wait("settled")?;
+    ensure!(settled.contains("story:3 was not kept"), "{settled}");
+    let dead = vm.wait("explained")?;
+    ensure!(dead.contains("did not come up"), "{dead}");
+
+    rig.release("4", Flaw::Unhealthy)?;
+    vm.type_line("go on")?;
+    vm.wait("synced")?;
+    ensure!(vm.wait("up")? == "story:4 a", "it did not start story:4: {:?}", vm.marks());
+    ensure!(vm.wait("up")? == "story:2 b", "it did not go back: {:?}", vm.marks());
+    vm.wait("settled")?;
+    let unwell = vm.wait("explained")?;
+    ensure!(unwell.contains("the service does not answer"), "{unwell}");
+    vm.type_line("off")?;
     vm.off()?;
     ensure!(slot_with(&disk, &second)? == Some("b"), "slot b is not story:2");
-    eprintln!("{test}: {status}");
+    eprintln!("{test}: {dead}\n{test}: {unwell}");
+    Ok(())
+}
+
+/// Neither slot starts: GRUB says so and waits in its menu. A technician writes a whole image into slot b from outside and chooses
+/// it there; the node then updates the other slot by itself, and that is what starts from now on.
+#[test]
+fn both_slots_bad() -> Result<()> {
+    let test = "both_slots_bad";
+    let Some(rig) = rig(test)? else { return Ok(()) };
+    rig.release("1", Flaw::None)?;
+    let second = rig.release("2", Flaw::None)?;
+    let disk = rig.disk("machine", LAYOUT, &format!("{}\n{HEALTH}", Loader::GrubBios.activation()))?;
+    let Some(firmware) = Loader::GrubBios.install(&rig, test, &disk)? else { return Ok(()) };
+    let dead = rig.image("3", Flaw::NoInit)?;
+    disk.put(Part::A, &dead)?;
+    disk.put(Part::B, &dead)?;
+    // What GRUB itself has written when b came to nothing, and then a, twice.
+    let block = "# GRUB Environment Block\ngoldsync_slot=a\ngoldsync_tries=1\ngoldsync_good=-\n";
+    disk.esp_write("/grub/grubenv", format!("{block:#<1024}"))?;
+    let orders = rig.orders(
+        r#"
+case $release in
+  story:1) do_or_say node sync; say "synced"; again ;;
+  story:2) do_or_say node confirm; say "confirmed"; off ;;
+esac"#,
+    );
+    let mut vm = Vm::start(&firmware, &disk.path, &orders)?;
+    ensure!(vm.wait("starting")? == "a");
+    let said = vm.wait_line("both slots failed")?;
+    vm.cut()?;
+
+    disk.put(Part::B, &rig.image("1", Flaw::None)?)?;
+    let mut vm = Vm::start(&firmware, &disk.path, &orders)?;
+    vm.wait_line("both slots failed")?;
+    // Down, and Enter.
+    vm.type_line("\u{e}")?;
+    ensure!(vm.wait("up")? == "story:1 b", "the menu was not obeyed: {:?}", vm.marks());
+    vm.wait("synced")?;
+    ensure!(vm.wait("up")? == "story:2 a", "the node was not mended: {:?}", vm.marks());
+    vm.wait("confirmed")?;
+    vm.off()?;
+    ensure!(slot_with(&disk, &second)? == Some("a"), "slot a is not story:2");
+    let block = String::from_utf8_lossy(&disk.esp_read("/grub/grubenv")?).into_owned();
+    ensure!(block.contains("goldsync_slot=a\ngoldsync_tries=-\ngoldsync_good=a\n"), "{block}");
+    eprintln!("{test}: {said}");
     Ok(())
 }
 

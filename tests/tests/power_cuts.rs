@@ -5,9 +5,11 @@
 //! agent on it is the real one. `GOLDSYNC_CUT_SEEDS` sets how many ways of losing are tried at each operation, beside four plain
 //! ones; a failure names its place, and `GOLDSYNC_CUT` goes there alone.
 
+use std::path::PathBuf;
+
 use goldsync_tests::simdisk::cut::Laws;
-use goldsync_tests::simdisk::rig::{Cuts, Rig, images};
-use goldsync_tests::{Image, damage};
+use goldsync_tests::simdisk::rig::{Cuts, Rig, concerns_starting, images};
+use goldsync_tests::{Image, Machine, damage};
 
 /// What the link leads to, if there is a link, must be one of these images.
 #[track_caller]
@@ -54,6 +56,59 @@ async fn an_update_over_an_older_release() {
     rig.fleet.ship(&third, "web:3").await;
     let recording = rig.record(async |node| drop(node.sync().await.updated())).await;
     updated_after(&rig, "over", &recording, &new, &third).await;
+}
+
+/// A node that is healthy as long as a file is not there, which lies on another disk.
+async fn on_trial(test: &str, seed: u64) -> Option<(Rig, Image, Image, PathBuf)> {
+    let sick = |node: &Machine| node.folder.with_extension("sick");
+    let health = |node: &mut Machine| {
+        let file = sick(node);
+        let command = format!("commands = [[\"/usr/bin/test\", \"!\", \"-e\", \"{}\"]]", file.display());
+        node.more = format!("[health]\n{command}\nevery = \"20 ms\"\ndeadline = \"100 ms\"\n");
+    };
+    let (rig, old, new) = Rig::before_update_with(test, seed, health).await?;
+    let file = sick(&rig.node);
+    Some((rig, old, new, file))
+}
+
+/// Goal: a trial is taken up again wherever it was cut off, and ends well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trial() {
+    let Some((rig, old, new, _)) = on_trial("a_trial", 80).await else { return };
+    let recording = rig.record(async |node| drop(node.sync().await.updated())).await;
+    let found = |rig: &Rig| {
+        starts(rig, &[&old, &new]);
+        rig.node.tells_no_lie();
+    };
+    let next = async |rig: &Rig| drop(rig.node.sync().await.ok());
+    let done = |rig: &Rig| {
+        rig.node.runs(&new);
+        assert_eq!(rig.node.node().journal.trial().expect("the trial"), None);
+    };
+    Cuts::of(&rig, "trial", &posix()).only(concerns_starting).everywhere(&recording, found, next, done).await;
+}
+
+/// Goal: one that ends badly leads back, wherever it was cut off, and the release is held.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trial_that_fails() {
+    let Some((rig, old, new, sick)) = on_trial("a_trial_that_fails", 90).await else { return };
+    std::fs::write(&sick, "").expect("a file");
+    let recording = rig.record(async |node| drop(node.sync().await.failed())).await;
+    let found = |rig: &Rig| {
+        starts(rig, &[&old, &new]);
+        rig.node.tells_no_lie();
+    };
+    let next = async |rig: &Rig| {
+        let (error, code) = rig.node.sync().await.failed();
+        assert_eq!(code, 8, "{error}");
+    };
+    let done = |rig: &Rig| {
+        rig.node.runs(&old);
+        let journal = rig.node.node().journal;
+        assert_eq!(journal.trial().expect("the trial"), None);
+        assert!(journal.held().expect("what is held").iter().any(|held| held.image.to_string() == new.id()));
+    };
+    Cuts::of(&rig, "failing-trial", &posix()).only(concerns_starting).everywhere(&recording, found, next, done).await;
 }
 
 async fn updated_after(
@@ -109,8 +164,9 @@ async fn a_rollback() {
         starts(rig, &[&old, &new]);
         rig.node.tells_no_lie();
         if rig.node.running() == old.id() {
-            let held = rig.node.node().journal.hold().expect("the hold").expect("the release that was left is held");
-            assert_eq!(held.image.to_string(), new.id());
+            let held = rig.node.node().journal.held().expect("what is held");
+            let left = held.iter().any(|held| held.image.to_string() == new.id());
+            assert!(left, "the release that was left is not held: {held:?}");
         }
     };
     let next = async |rig: &Rig| {

@@ -9,17 +9,22 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use goldsync_agent::boot::{Activation, ActivationError, Effect, Holds, Look};
 use goldsync_agent::slot::SlotName;
+use goldsync_agent::update;
 use goldsync_proto::block::Geometry;
 use goldsync_proto::digest::{Digest, ImageId};
 use goldsync_proto::plan::{Plan, Source, Step};
 use goldsync_proto::refusal::{Reason, Refusal};
-use goldsync_proto::verity::{Salted, Tree};
-use goldsync_proto::wire::{Account, Answer, Request};
+use goldsync_proto::verity::{RootHash, Salted, Sealed, Tree, find};
+use goldsync_proto::wire::{Account, Answer, Outcome, Request};
 use goldsync_tests::disk::skip;
 use goldsync_tests::image::BLOCK;
 use goldsync_tests::seed::Seed;
-use goldsync_tests::{Fleet, Image, Liar, Say, damage};
+use goldsync_tests::volumes::{Kind, text, tool};
+use goldsync_tests::{Fleet, Image, Liar, Machine, Say, damage};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 /// Bytes that come with any update: handshake, signed metadata, the plan.
 const AROUND: u64 = 24 << 10;
@@ -212,20 +217,6 @@ async fn trees_that_are_none() {
     assert_eq!((account.path.as_str(), account.derived, account.repaired), ("signature", 0, 0), "{account:?}");
 }
 
-/// Runs a tool; `None`, if it is not there.
-fn tool(program: &str, args: &[&str]) -> Option<()> {
-    let output = match Command::new(program).args(args).output() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
-        output => output.unwrap_or_else(|error| panic!("{program}: {error}")),
-    };
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Some(())
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a path as text")
-}
-
 /// A folder of 6 MiB of files, of which one is a little longer in a later release.
 fn files(folder: &Path, release: usize) -> PathBuf {
     fs::create_dir_all(folder).expect("a folder");
@@ -243,25 +234,12 @@ fn files(folder: &Path, release: usize) -> PathBuf {
     folder.to_owned()
 }
 
-const UUID: &str = "11111111-2222-3333-4444-555555555555";
-
-fn ext4(from: &Path, image: &Path) -> Option<()> {
-    let options = format!("root_owner=0:0,hash_seed={UUID}");
-    let args =
-        ["-q", "-F", "-t", "ext4", "-b", "4096", "-U", UUID, "-E", &options, "-d", text(from), text(image), "16M"];
-    tool("mke2fs", &args)
-}
-
-fn erofs(from: &Path, image: &Path) -> Option<()> {
-    tool("mkfs.erofs", &["-T0", "-U", UUID, text(image), text(from)])
-}
-
 /// Appends a tree with a salt of veritysetup's own choice, as image builders do.
 fn seal(image: &Path) -> Option<()> {
     let offset = fs::metadata(image).expect("an image").len().to_string();
     let blocks = (fs::metadata(image).expect("an image").len() / BLOCK as u64).to_string();
     let format = ["format", text(image), text(image), "--hash-offset", &offset, "--data-blocks", &blocks];
-    tool("veritysetup", &format)
+    tool("veritysetup", &format).map(drop)
 }
 
 fn read(path: &Path) -> Image {
@@ -282,12 +260,12 @@ async fn both_ways(old: &Image, new: &Image) -> (Account, Account) {
 }
 
 /// Real file systems, real trees, fresh salts: nothing of the trees travels, known base or cold.
-async fn sealed(name: &str, make: impl Fn(&Path, &Path) -> Option<()>) {
+async fn sealed(name: &str, kind: Kind) {
     let folder = tempfile::tempdir().expect("a folder");
     let mut images = Vec::new();
     for release in 0..2 {
         let image = folder.path().join(format!("{release}.img"));
-        let made = make(&files(&folder.path().join(release.to_string()), release), &image);
+        let made = kind.make(&files(&folder.path().join(release.to_string()), release), &image);
         let data = made.map(|()| fs::metadata(&image).expect("an image").len());
         let (Some(data), Some(())) = (data, made.and_then(|()| seal(&image))) else {
             return skip(name, "no mkfs or veritysetup here; scripts/install-packages images");
@@ -308,12 +286,12 @@ async fn sealed(name: &str, make: impl Fn(&Path, &Path) -> Option<()>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ext4_sealed_by_veritysetup() {
-    sealed("ext4_sealed_by_veritysetup", ext4).await;
+    sealed("ext4_sealed_by_veritysetup", Kind::Ext4).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn erofs_sealed_by_veritysetup() {
-    sealed("erofs_sealed_by_veritysetup", erofs).await;
+    sealed("erofs_sealed_by_veritysetup", Kind::Erofs).await;
 }
 
 /// A whole disk: a table, a partition of data, a partition of hashes. Only the salt is new; nothing travels but its superblock.
@@ -321,7 +299,7 @@ async fn erofs_sealed_by_veritysetup() {
 async fn a_disk_with_a_partition_of_hashes() {
     let folder = tempfile::tempdir().expect("a folder");
     let root = folder.path().join("root");
-    if ext4(&files(&folder.path().join("files"), 0), &root).is_none() {
+    if Kind::Ext4.make(&files(&folder.path().join("files"), 0), &root).is_none() {
         return skip("a_disk_with_a_partition_of_hashes", "no mke2fs here; scripts/install-packages images");
     }
     let mut disks = Vec::new();
@@ -345,4 +323,133 @@ async fn a_disk_with_a_partition_of_hashes() {
     // 16 MiB of data: 32 leaves and a root.
     assert_eq!((cold.derived, account.derived, account.repaired), (33, 33, 0), "{cold:?} {account:?}");
     assert!(account.received < AROUND, "{account:?}");
+}
+
+/// Gives a root hash as the one by which the kernel checks the active slot, as it would be on a machine with dm-verity.
+struct Sealing(Box<dyn Activation>, RootHash);
+
+impl Activation for Sealing {
+    fn look(&self) -> Result<Look, ActivationError> {
+        self.0.look()
+    }
+    fn retire(&self, slot: SlotName) -> Result<(), ActivationError> {
+        self.0.retire(slot)
+    }
+    fn activate(&self, slot: SlotName, holds: &Holds, tries: u8) -> Result<(), ActivationError> {
+        self.0.activate(slot, holds, tries)
+    }
+    fn confirm(&self, slot: SlotName) -> Result<(), ActivationError> {
+        self.0.confirm(slot)
+    }
+    fn takes_effect(&self) -> Effect {
+        self.0.takes_effect()
+    }
+    fn root_hash(&self) -> Option<RootHash> {
+        Some(self.1)
+    }
+}
+
+/// A machine that came with its image, and whose kernel checks it, needs no scan to know what it runs: not even its slot is read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_root_hash_tells_what_the_base_is() {
+    let fleet = Fleet::start().await;
+    let data = Image::noise(8, 4);
+    let images = [data.hashed(b"one"), data.edited(88, 5).hashed(b"two"), data.edited(89, 9).hashed(b"three")];
+    for (image, version) in images.iter().zip(1..) {
+        fleet.ship(image, &format!("web:{version}")).await;
+    }
+    let [old, _, new] = &images;
+    let root = |image: &Image| Sealed::of(&image.bytes, &find(&image.bytes)).expect("a sealed image").root_hash;
+    let sync = async |node: &Machine, root| {
+        let (mut context, _) = node.context(CancellationToken::new()).await;
+        context.activation = Box::new(Sealing(context.activation, root));
+        update::sync(&mut context).await.expect("a sync")
+    };
+    let node = fleet.node("n1").await;
+    node.preload(old);
+    let Outcome::Updated { account } = sync(&node, root(old)).await else { panic!("an update") };
+    assert_eq!(account.path, "pack", "{account:?}");
+    node.runs(new);
+    let before = node.record(SlotName::A).proven().expect("a record").clone();
+    assert_eq!((before.release.to_string(), before.image.to_string()), ("web:1".into(), old.id()));
+    assert_eq!(before.verity.expect("its seal").root_hash, root(old));
+    // The slot is not even read: other bytes are believed to be that release, and the proof mends what came of it.
+    let node = fleet.node("n0").await;
+    node.preload(&Image::noise(80, 4).hashed(b"other"));
+    let Outcome::Updated { account } = sync(&node, root(old)).await else { panic!("an update") };
+    assert!(account.path == "pack" && account.repaired > 0, "{account:?}");
+    node.runs(new);
+    // Run by the channel's release, and by one that nobody signed.
+    let node = fleet.node("n2").await;
+    node.preload(new);
+    assert!(matches!(sync(&node, root(new)).await, Outcome::UpToDate));
+    let node = fleet.node("n3").await;
+    node.preload(old);
+    assert!(matches!(sync(&node, RootHash([7; 32])).await, Outcome::Updated { .. }));
+    assert_eq!(node.record(SlotName::A).proven(), None, "a root hash that nobody signed proves nothing");
+    node.runs(new);
+}
+
+/// What `veritysetup` says of an image and a root hash.
+fn verify(image: &Path, sealed: &Value) -> Option<bool> {
+    let (offset, root) = (sealed["hash_offset"].to_string(), sealed["root_hash"].as_str().expect("a root hash"));
+    let args = ["verify", text(image), text(image), root, "--hash-offset", &offset];
+    let output = Command::new("veritysetup").args(args).output();
+    output.ok().map(|output| output.status.success())
+}
+
+/// A tree that is appended when an image is published is one for `veritysetup`; always the same one, and the file is not written.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_sealed_when_it_is_published() {
+    const NAME: &str = "an_image_is_sealed_when_it_is_published";
+    let fleet = Fleet::start().await;
+    let image = Image::new(9, 3).write(&fleet.path("plain.img"));
+    let seal = async |version: &str| {
+        fleet.operator.json(["publish", text(&image), "--name", "web", "--version", version, "--verity"]).await
+    };
+    let (first, again) = (seal("1").await, seal("2").await);
+    assert_eq!(fs::metadata(&image).expect("an image").len(), 3 << 20, "the file is as it was");
+    assert!(first["root_hash"].is_string(), "{first}");
+    assert_eq!((&first["image"], &first["root_hash"]), (&again["image"], &again["root_hash"]));
+    assert_eq!(first["size"], (3 << 20) + (1 + 1 + 6) * BLOCK as u64, "superblock, root and six leaves");
+    let shown = fleet.operator.json(["release", "show", "web:1"]).await;
+    let sealed = shown["manifest"]["verity"].clone();
+    assert_eq!((&sealed["root_hash"], &sealed["data_blocks"]), (&first["root_hash"], &768.into()));
+    fleet.operator.promote("web:1", "production").await;
+    let node = fleet.node("n1").await;
+    node.sync().await.updated();
+    let slot = node.slot(SlotName::A);
+    assert_eq!(goldsync_tests::image::b3sum(slot), first["image"].as_str().expect("an id"));
+    let record = node.record(SlotName::A).proven().cloned().expect("a record");
+    assert_eq!(serde_json::to_value(record.verity).expect("JSON"), sealed);
+    let Some(good) = verify(slot, &sealed) else { return skip(NAME, "no veritysetup here") };
+    assert!(good, "veritysetup does not take the tree");
+    let file = File::options().write(true).open(slot).expect("a slot");
+    file.write_all_at(b"x", 77 * BLOCK as u64).expect("a flipped block");
+    assert_eq!(verify(slot, &sealed), Some(false), "veritysetup does not see a flipped block");
+}
+
+/// The root hash of a tree that an image builder appended is signed as it printed it; asked for one, nothing is added.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_that_is_there_is_signed() {
+    const NAME: &str = "a_tree_that_is_there_is_signed";
+    let fleet = Fleet::start().await;
+    let image = Image::new(10, 2).write(&fleet.path("sealed.img"));
+    let format = ["format", text(&image), text(&image), "--hash-offset", "2097152", "--data-blocks", "512"];
+    let Some(printed) = tool("veritysetup", &format) else { return skip(NAME, "no veritysetup here") };
+    let root = printed.lines().find_map(|line| line.strip_prefix("Root hash:")).expect("a root hash").trim().to_owned();
+    for (version, more) in [("1", None), ("2", Some("--verity"))] {
+        let args = ["publish", text(&image), "--name", "web", "--version", version];
+        let published = fleet.operator.json(args.into_iter().chain(more)).await;
+        assert_eq!(published["root_hash"], root, "{published}");
+        assert_eq!(published["size"], fs::metadata(&image).expect("an image").len());
+    }
+    // A tree with a leaf that is wrong is no seal, and a disk is none that can be appended to.
+    let file = File::options().write(true).open(&image).expect("an image");
+    file.write_all_at(b"x", (512 + 2) * BLOCK as u64).expect("a flipped leaf");
+    let published = fleet.operator.json(["publish", text(&image), "--name", "web", "--version", "3"]).await;
+    assert_eq!(published.get("root_hash"), None, "{published}");
+    file.write_all_at(b"EFI PART", 512).expect("a table");
+    let args = ["publish", text(&image), "--name", "web", "--version", "4", "--verity"];
+    fleet.operator.run(args).await.fails(2, &["whole disk (gpt)"]);
 }

@@ -11,9 +11,12 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use goldsync_proto::verity::RootHash;
+
 use super::ActivationError;
 use crate::config::Slots;
 use crate::slot::{Identity, SlotName};
+use crate::volume;
 
 /// The word on the kernel's command line.
 const WORD: &str = "goldsync.slot=";
@@ -73,12 +76,21 @@ impl Booted {
         }
     }
 
-    fn under_root(&self) -> Option<SlotName> {
-        let root = fs::metadata("/").ok()?.dev();
-        let slots = SlotName::ALL.map(|name| (name, Identity::of(self.slots.path(name)).ok()));
-        let is = |found: Identity| slots.iter().find(|(_, slot)| *slot == Some(found)).map(|(name, _)| *name);
-        beneath(Path::new("/sys/dev/block"), root, LAYERS, &is)
+    /// The root hash by which the kernel checks every read of `/`, if it does.
+    pub fn root_hash(&self) -> Option<RootHash> {
+        volume::running_root(fs::metadata("/").ok()?.dev())
     }
+
+    fn under_root(&self) -> Option<SlotName> {
+        slot_under(fs::metadata("/").ok()?.dev(), &self.slots)
+    }
+}
+
+/// The slot that the file system on device `number` lies on.
+pub(super) fn slot_under(number: u64, slots: &Slots) -> Option<SlotName> {
+    let slots = SlotName::ALL.map(|name| (name, Identity::of(slots.path(name)).ok()));
+    let is = |found: Identity| slots.iter().find(|(_, slot)| *slot == Some(found)).map(|(name, _)| *name);
+    beneath(Path::new("/sys/dev/block"), number, LAYERS, &is)
 }
 
 /// Looks for a slot in the device `number`, then in what it lies on.

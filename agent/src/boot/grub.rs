@@ -33,7 +33,9 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::formats::grubenv::Block;
+use goldsync_proto::verity::RootHash;
+
+use super::formats::grubenv::{Block, GrubenvError, SIZE};
 use super::{Activation, ActivationError, Booted, Effect, Holds, Look, overwrite};
 use crate::slot::SlotName;
 
@@ -150,8 +152,8 @@ impl Grub {
             Err(error) => return Err(failed("reading", &self.grubenv)(error)),
         };
         // A block that was destroyed is made anew in its place, but a file of another length has other blocks.
-        if length != super::formats::grubenv::SIZE as u64 {
-            return Err(self.content(super::formats::grubenv::GrubenvError::Size { found: length }.to_string()));
+        if length != SIZE as u64 {
+            return Err(self.content(GrubenvError::Size { found: length }.to_string()));
         }
         let mut block = Self::load(&self.grubenv)?.unwrap_or_default();
         let state = change(State::read(&block));
@@ -233,11 +235,14 @@ impl Activation for Grub {
     fn takes_effect(&self) -> Effect {
         Effect::AtRestart
     }
+
+    fn root_hash(&self) -> Option<RootHash> {
+        self.booted.root_hash()
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::formats::grubenv::SIZE;
     use super::super::testing::{Machine, holds};
     use super::*;
 

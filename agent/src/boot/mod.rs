@@ -19,6 +19,7 @@
 //! | `systemd-boot` | the same                       | a new entry's name on the EFI system partition | at restart   |
 //! | `uboot`        | the same                       | the other copy of U-Boot's environment         | at restart   |
 //! | `uefi`         | the same                       | one variable of the firmware                   | at restart   |
+//! | `mount`        | what is mounted at a mount point | umount(2) of the old one over the new one   | at once      |
 //!
 //! Each is a file of its own, an `impl Activation`, an arm in [`open`] and a page in `docs/boot/`. Trials, health and the way back
 //! are the same for all of them and live in `trial` and `health`, not here.
@@ -30,11 +31,13 @@ use std::path::{Path, PathBuf};
 
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::release::ReleaseRef;
+use goldsync_proto::verity::{RootHash, Sealed};
 
 use crate::config::{Backend, Config};
-use crate::journal::Proven;
+use crate::journal::{JournalError, Proven};
 use crate::program::ProgramError;
 use crate::slot::SlotName;
+use crate::volume::VolumeError;
 
 mod booted;
 mod command;
@@ -42,6 +45,8 @@ mod formats;
 mod grub;
 mod inside;
 mod kernel;
+mod mount;
+pub mod nextroot;
 mod options;
 mod symlink;
 mod systemd_boot;
@@ -51,6 +56,7 @@ mod uefi;
 pub use booted::{Booted, count_soft_reboot, run};
 pub use command::Command;
 pub use grub::Grub;
+pub use mount::{Mount, Started};
 pub use options::Template;
 pub use symlink::Symlink;
 pub use systemd_boot::SystemdBoot;
@@ -76,6 +82,17 @@ pub trait Activation: Send + Sync {
     /// When an activated slot is in use.
     fn takes_effect(&self) -> Effect;
 
+    /// Whether starts of a slot on trial are counted, so that it is given up by itself.
+    fn counts(&self) -> bool {
+        self.takes_effect() == Effect::AtRestart
+    }
+
+    /// The root hash by which the kernel checks every read of the active slot, if it does. Whoever signed it has said which image
+    /// that is, so that nobody needs to read it to know.
+    fn root_hash(&self) -> Option<RootHash> {
+        None
+    }
+
     /// The slot that is in use, if any was ever activated. It is never written.
     fn active(&self) -> Result<Option<SlotName>, ActivationError> {
         Ok(self.look()?.active)
@@ -96,7 +113,7 @@ pub enum Effect {
 pub struct Look {
     /// The slot that is in use.
     pub active: Option<SlotName>,
-    /// The slot that the next start takes; with [`Effect::AtOnce`], the active one.
+    /// The slot that the next start takes; with [`Effect::AtOnce`], the active one, but for a cut between two writes.
     pub next: Option<SlotName>,
     /// How many more starts of `next` the boot loader allows; `None` if it does not count them.
     pub tries: Option<u8>,
@@ -111,13 +128,15 @@ pub struct Holds {
     pub release: ReleaseRef,
     /// Its bytes; a device may have more.
     pub size: u64,
+    /// The hash tree that it carries, if it was signed with one.
+    pub verity: Option<Sealed>,
 }
 
 impl Holds {
     /// What was proven.
     pub fn of(proven: &Proven) -> Self {
-        let Proven { image, release, size, .. } = proven;
-        Self { image: *image, release: release.clone(), size: *size }
+        let Proven { image, release, size, verity, .. } = proven.clone();
+        Self { image, release, size, verity }
     }
 }
 
@@ -164,6 +183,59 @@ pub enum ActivationError {
         /// Where it points.
         target: PathBuf,
     },
+    /// There is no mount point.
+    #[error("activation by mount: {} is no folder ({error}); make it: `mkdir -p {}`", path.display(), path.display())]
+    NoPoint {
+        /// Where.
+        path: PathBuf,
+        /// What was found.
+        error: io::Error,
+    },
+    /// What is mounted is somebody else's.
+    #[error("activation by mount: {source_of} is mounted on {}, which is neither slot; unmount it, or name another `activation.target`", path.display())]
+    ForeignMount {
+        /// The mount point.
+        path: PathBuf,
+        /// What is mounted.
+        source_of: String,
+    },
+    /// Something is mounted inside the volume, and would go with it.
+    #[error(
+        "activation by mount: {} is mounted inside {}, and would vanish with the volume that is replaced; mount it beside it",
+        inner.display(), path.display()
+    )]
+    Inside {
+        /// The mount point.
+        path: PathBuf,
+        /// What is mounted inside.
+        inner: PathBuf,
+    },
+    /// Attaching or mounting.
+    #[error("activation by mount: {0}")]
+    Volume(#[from] VolumeError),
+    /// The durable choice of what to mount.
+    #[error("activation by mount: {0}")]
+    Choice(#[from] JournalError),
+    /// A slot that shall be written is still read from.
+    #[error("slot {slot}: {} is in use: {how}; {remedy}", path.display())]
+    Pinned {
+        /// Which.
+        slot: SlotName,
+        /// Its path.
+        path: PathBuf,
+        /// By whom.
+        how: String,
+        /// What ends it.
+        remedy: String,
+    },
+    /// Neither slot can be mounted when the machine starts.
+    #[error("activation by mount: neither slot can be mounted on {}: {why}", path.display())]
+    Neither {
+        /// The mount point.
+        path: PathBuf,
+        /// What was tried, and why it failed.
+        why: String,
+    },
     /// A site's program failed.
     #[error("activation by command: {0}")]
     Program(#[from] ProgramError),
@@ -177,6 +249,16 @@ pub enum ActivationError {
     },
 }
 
+impl ActivationError {
+    /// The process's exit code, as documented in `--help`.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Pinned { .. } | Self::Volume(_) | Self::Neither { .. } => 5,
+            _ => 1,
+        }
+    }
+}
+
 /// The back-end that the configuration names.
 pub fn open(config: &Config) -> Box<dyn Activation> {
     let booted = || Booted::new(config.activation.cmdline.clone(), &config.slots);
@@ -187,6 +269,7 @@ pub fn open(config: &Config) -> Box<dyn Activation> {
         Backend::SystemdBoot(settings) => Box::new(SystemdBoot::new(settings, &config.slots, booted())),
         Backend::Uboot { env_config, single } => Box::new(Uboot::new(env_config.clone(), *single, booted())),
         Backend::Uefi { efivars, entries } => Box::new(Uefi::new(efivars.clone(), entries.clone(), booted())),
+        Backend::Mount { target, volume } => Box::new(Mount::new(target, volume, &config.slots, &config.state)),
     }
 }
 
@@ -243,6 +326,6 @@ pub(crate) mod testing {
 
     /// Something to activate.
     pub(crate) fn holds() -> Holds {
-        Holds { image: ImageId::of(b"x"), release: "web:1".parse().unwrap(), size: 4096 }
+        Holds { image: ImageId::of(b"x"), release: "web:1".parse().unwrap(), size: 4096, verity: None }
     }
 }

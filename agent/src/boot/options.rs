@@ -6,7 +6,8 @@
 //! | `{path}`        | the slot's path as configured                                    |
 //! | `{partuuid}`    | the UUID of its partition                                        |
 //! | `{image}`       | the image's BLAKE3, 64 digits                                    |
-//! | `{root_hash}`   | the root hash of its dm-verity tree                              |
+//! | `{root_hash}`   | the root hash of its dm-verity tree, 64 digits                   |
+//! | `{hash_offset}` | the image's byte at which that tree's superblock begins          |
 //!
 //! `goldsync.slot=` and `panic=10` are added if the template has no such words: the one tells the agent which slot runs, without
 //! the other a kernel that panics would stand still instead of giving the next try its turn.
@@ -16,9 +17,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use goldsync_proto::verity::Sealed;
+
 use crate::slot::{Identity, SlotName};
 
-const NAMES: [&str; 5] = ["slot", "path", "partuuid", "image", "root_hash"];
+const NAMES: [&str; 6] = ["slot", "path", "partuuid", "image", "root_hash", "hash_offset"];
 
 /// A command line with places to fill in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +36,7 @@ pub(super) struct Values<'a> {
     pub(super) slot: SlotName,
     pub(super) path: &'a Path,
     pub(super) image: Option<String>,
-    pub(super) root_hash: Option<String>,
+    pub(super) sealed: Option<&'a Sealed>,
 }
 
 impl Template {
@@ -89,10 +92,12 @@ fn value(name: &str, values: &Values<'_>) -> Result<String, String> {
             format!("has {{partuuid}}, but {path}, slot {slot}, is no partition with a UUID that udev or the kernel knows; write a `root=` without it")
         }),
         "image" => values.image.clone().ok_or_else(|| format!("has {{image}}, but what slot {slot} holds is not known")),
-        _ => values
-            .root_hash
-            .clone()
-            .ok_or_else(|| format!("has {{root_hash}}, but what slot {slot} holds is not known to be sealed by dm-verity")),
+        name => {
+            let sealed = values.sealed.ok_or_else(|| {
+                format!("has {{{name}}}, but what slot {slot} holds is not known to be sealed by dm-verity")
+            })?;
+            Ok(if name == "root_hash" { sealed.root_hash.to_string() } else { sealed.hash_offset.to_string() })
+        }
     }
 }
 
@@ -124,7 +129,7 @@ mod tests {
     use super::*;
 
     fn values() -> Values<'static> {
-        Values { slot: SlotName::B, path: Path::new("/no/b"), image: Some("ab12".into()), root_hash: None }
+        Values { slot: SlotName::B, path: Path::new("/no/b"), image: Some("ab12".into()), sealed: None }
     }
 
     #[test]
@@ -150,9 +155,10 @@ mod tests {
             let error = Template::read(text).unwrap_err();
             assert!(error.contains(expected), "{error}");
         }
-        for (text, expected) in
-            [("{partuuid}", "/no/b, slot b, is no partition"), ("{root_hash}", "not known to be sealed by dm-verity")]
-        {
+        for (text, expected) in [
+            ("{partuuid}", "/no/b, slot b, is no partition"),
+            ("{root_hash}", "has {root_hash}, but what slot b holds is not known to be sealed"),
+        ] {
             let error = Template::read(text).unwrap().fill(&values()).unwrap_err();
             assert!(error.contains(expected), "{error}");
         }

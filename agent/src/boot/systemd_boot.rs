@@ -25,6 +25,8 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use goldsync_proto::verity::RootHash;
+
 use super::formats::entry::{self, Name, Text};
 use super::formats::load_option;
 use super::inside::OpenInSlot;
@@ -85,8 +87,12 @@ fn owner(stem: &str) -> Option<(SlotName, u64)> {
     Some((slot.parse().ok()?, number.parse().ok()?))
 }
 
-/// What the loader starts: the first entry that its default pattern means, else the first of all.
+/// What the loader starts: the first entry that its default pattern means, else the first of all. With `@saved` that is the last one
+/// that was started, which only the loader knows.
 fn chosen<'a>(entries: &'a [Entry], pattern: Option<&str>) -> Option<&'a Entry> {
+    if pattern.is_some_and(|pattern| pattern.starts_with('@')) {
+        return None;
+    }
     let mut sorted: Vec<&Entry> = entries.iter().filter(|entry| entry.starts).collect();
     sorted.sort_by(|a, b| entry::order((&a.name, &a.text), (&b.name, &b.text)));
     let meant = |entry: &&&Entry| pattern.is_some_and(|pattern| entry::matches(pattern, &entry.name.id()));
@@ -206,7 +212,7 @@ impl SystemdBoot {
             slot,
             path: self.slots.path(slot),
             image: holds.map(|holds| holds.image.to_string()),
-            root_hash: None,
+            sealed: holds.and_then(|holds| holds.verity.as_ref()),
         };
         let options = self.options.fill(&values).map_err(|problem| {
             let problem = format!("`activation.options` {problem}");
@@ -239,7 +245,7 @@ impl SystemdBoot {
         }
     }
 
-    /// Removes entries, then kernels that none of the others names.
+    /// Removes entries, durably.
     fn remove(&self, entries: &[Entry], go: impl Fn(&Entry) -> bool) -> Result<(), ActivationError> {
         for entry in entries.iter().filter(|entry| go(entry)) {
             remove(&entry.path)?;
@@ -247,6 +253,7 @@ impl SystemdBoot {
         self.sync()
     }
 
+    /// Removes the kernels that no entry names.
     fn sweep(&self) -> Result<(), ActivationError> {
         let entries = self.entries()?;
         let texts = entries.iter().map(|entry| &entry.text);
@@ -272,17 +279,20 @@ impl SystemdBoot {
         let all: Vec<Entry> = entries.iter().chain(plan).cloned().collect();
         let pattern = self.pattern()?;
         let (first, wanted) = (chosen(&all, pattern.as_deref()), plan.last());
-        match (first, wanted) {
-            (Some(first), Some(wanted)) if first.path != wanted.path => {
-                let problem = format!(
-                    "would be started, and not slot {}; write `default goldsync-*` into {} (`bootctl set-default ''` if another was set), and leave entries called goldsync-* to the agent",
-                    wanted.ours.map_or("?", |(slot, _)| slot.as_str()),
-                    self.esp.join("loader/loader.conf").display()
-                );
-                Err(content(&first.path, problem))
-            }
-            _ => Ok(()),
+        if first.map(|first| &first.path) == wanted.map(|wanted| &wanted.path) {
+            return Ok(());
         }
+        let config = self.esp.join("loader/loader.conf");
+        let slot = wanted.and_then(|wanted| wanted.ours).map_or("?", |(slot, _)| slot.as_str());
+        let (path, what) = match first {
+            Some(first) => (first.path.as_path(), "would be started".to_owned()),
+            None => (config.as_path(), format!("says default {}", pattern.unwrap_or_default())),
+        };
+        let problem = format!(
+            "{what}, and not slot {slot}; write `default goldsync-*` into {} (`bootctl set-default ''` if another was set), and leave entries called goldsync-* to the agent",
+            config.display()
+        );
+        Err(content(path, problem))
     }
 }
 
@@ -348,6 +358,10 @@ impl Activation for SystemdBoot {
 
     fn takes_effect(&self) -> Effect {
         Effect::AtRestart
+    }
+
+    fn root_hash(&self) -> Option<RootHash> {
+        self.booted.root_hash()
     }
 }
 

@@ -180,6 +180,11 @@ active slot must succeed. After activation.time_limit it is killed, with all tha
         #[arg(long)]
         force: bool,
     },
+    /// Mount the chosen slot after the machine has started (activation.backend = "mount"); needs no server
+    ///
+    /// For goldsync-mount.service. Does nothing if a slot is mounted already, or none was ever activated. A slot on trial is
+    /// mounted so many times as it has tries; after that, or if it cannot be mounted, the other slot is.
+    Mount,
     /// Check, download and activate: run what the channel says
     ///
     /// Does nothing if it runs already. Maintenance windows are for the daemon: what somebody types is done at once.

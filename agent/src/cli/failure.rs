@@ -69,7 +69,7 @@ impl From<TrustError> for Failure {
 
 impl From<ActivationError> for Failure {
     fn from(error: ActivationError) -> Self {
-        Self::new(1, error)
+        Self::new(error.exit_code(), error)
     }
 }
 

@@ -63,6 +63,7 @@ fn run(args: Args, ui: &Ui) -> Result<(), Failure> {
         Verb::Init(args) => setup::init(&args, &place, ui),
         Verb::Doctor { offline } => runtime()?.block_on(setup::doctor(&place, !offline, ui)),
         Verb::Status => Work::open(&place, ui.clone(), CancellationToken::new())?.status(),
+        Verb::Mount => Work::open(&place, ui.clone(), CancellationToken::new())?.mount(),
         verb => {
             // These end by telling the server, if it can be found: looking up its name may hang for longer than we wait.
             let leaves = matches!(verb, Verb::Activate { .. } | Verb::Rollback { .. } | Verb::Confirm { .. });
@@ -100,7 +101,12 @@ async fn online(verb: Verb, place: &Where, ui: &Ui) -> Result<(), Failure> {
             daemon::run(work.node.clone(), stop.clone()).await;
             return Ok(());
         }
-        Verb::Init(_) | Verb::Doctor { .. } | Verb::Status | Verb::Completions { .. } | Verb::Man { .. } => Ok(()),
+        Verb::Init(_)
+        | Verb::Doctor { .. }
+        | Verb::Status
+        | Verb::Mount
+        | Verb::Completions { .. }
+        | Verb::Man { .. } => Ok(()),
     };
     done.map_err(|failure| if stop.is_cancelled() { interrupted(&work, failure) } else { failure })
 }

@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::args::{Args, Enrol, Fetching};
 use super::failure::{DRIFT, Failure};
 use super::ui::{self, Ui};
-use crate::boot::Effect;
-use crate::config::{Config, How, Where};
+use crate::boot::{Effect, Mount, Started};
+use crate::config::{Backend, Config, How, Where};
 use crate::daemon::remember;
 use crate::drift;
 use crate::enrol::enrol;
@@ -24,7 +24,6 @@ use crate::explain;
 use crate::journal::Proven;
 use crate::link::{Link, Wire};
 use crate::node::Node;
-use crate::restart;
 use crate::slot::SlotName;
 use crate::status::{self, Status};
 use crate::trial::{self, Settled, Standing};
@@ -192,6 +191,33 @@ impl Work {
         Ok(())
     }
 
+    /// `mount`
+    pub fn mount(&self) -> Result<(), Failure> {
+        let Node { config, journal } = &self.node;
+        let (Backend::Mount { target, .. }, Some(mount)) = (&config.activation.backend, Mount::configured(config))
+        else {
+            let message = "nothing to mount: `activation.backend` is not \"mount\"; disable goldsync-mount.service";
+            return Err(Failure::new(2, message));
+        };
+        let started = mount.at_start(&journal.lock()?)?;
+        if let Started::Mounted(_, Some(why)) = &started {
+            self.ui.note(&format!("not the slot that was chosen: {why}"));
+        }
+        let (slot, new) = match &started {
+            Started::Nothing => (None, false),
+            Started::Already(slot) => (Some(*slot), false),
+            Started::Mounted(slot, _) => (Some(*slot), true),
+        };
+        let value = serde_json::json!({ "mounted": slot, "target": target, "new": new });
+        self.ui.result(&value, || match slot {
+            None => "no slot was ever activated, so none is mounted".to_owned(),
+            Some(slot) => {
+                format!("slot {slot} is mounted on {}{}", target.display(), if new { "" } else { " already" })
+            }
+        });
+        Ok(())
+    }
+
     /// `--restart`: starts the machine again if what was activated waits for that.
     fn restart_if(&self, wanted: bool, ctx: &Context) -> Result<(), Failure> {
         if !wanted || ctx.activation.takes_effect() == Effect::AtOnce {
@@ -201,7 +227,7 @@ impl Work {
             How::None => &How::Reboot,
             how => how,
         };
-        Ok(restart::restart(how).map_err(UpdateError::from)?)
+        Ok(ctx.restart(how)?)
     }
 
     /// Lets the fleet's roster know of a swap that needed no server. The swap is done and said: whatever comes of this, and

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{ConfigError, absolute, raw, span, value};
 use crate::boot::{Effect, Template};
 use crate::program::Program;
+use crate::volume::{OptionsError, Volume};
 
 /// Starts that a boot loader counts, if the configuration does not say.
 const TRIES: u8 = 3;
@@ -63,6 +64,13 @@ pub enum Backend {
         /// The boot entries of a and b: numbers or descriptions. Default `goldsync a` and `goldsync b`.
         entries: [String; 2],
     },
+    /// A mount point shows the active slot.
+    Mount {
+        /// The mount point.
+        target: PathBuf,
+        /// How a slot is mounted.
+        volume: Volume,
+    },
 }
 
 /// What systemd-boot needs to know.
@@ -110,6 +118,7 @@ const BACKENDS: &[(&str, &[&str])] = &[
     ("systemd-boot", &["esp", "efivars", "kernel", "initrd", "kernel_from", "uki", "options"]),
     ("uboot", &["env_config", "single"]),
     ("uefi", &["efivars", "entry_a", "entry_b"]),
+    ("mount", &["target", "fstype", "options", "verity"]),
 ];
 
 pub(super) fn activation(raw: raw::Activation) -> Result<Activation, ConfigError> {
@@ -131,6 +140,7 @@ pub(super) fn activation(raw: raw::Activation) -> Result<Activation, ConfigError
         "systemd-boot" => systemd_boot(raw)?,
         "uboot" => uboot(raw)?,
         "uefi" => uefi(raw)?,
+        "mount" => mount(raw)?,
         _ => command(raw)?,
     };
     Ok(Activation { backend, tries, cmdline })
@@ -165,6 +175,9 @@ fn given(raw: &raw::Activation) -> Vec<(&'static str, bool)> {
         ("activation.single", raw.single.is_some()),
         ("activation.entry_a", raw.entry_a.is_some()),
         ("activation.entry_b", raw.entry_b.is_some()),
+        ("activation.target", raw.target.is_some()),
+        ("activation.fstype", raw.fstype.is_some()),
+        ("activation.verity", raw.verity.is_some()),
     ]
 }
 
@@ -280,6 +293,29 @@ fn line(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
         return Ok(path);
     }
     Err(value(key, format!("is {path:?}; a boot entry takes no path with spaces in it")))
+}
+
+fn mount(raw: raw::Activation) -> Result<Backend, ConfigError> {
+    let target = raw.target.ok_or_else(|| {
+        value("activation.target", "is missing; name the mount point that shall show the active slot")
+    })?;
+    let target = absolute("activation.target", target)?;
+    if target.parent().is_none() {
+        return Err(value("activation.target", "is /, which cannot be replaced; that takes a boot loader's back-end"));
+    }
+    let plain =
+        |name: &String| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    if let Some(name) = raw.fstype.as_ref().filter(|name| !plain(name)) {
+        return Err(value(
+            "activation.fstype",
+            format!("is {name:?}, which names no file system; for example \"erofs\""),
+        ));
+    }
+    let options = raw.options.unwrap_or_default().parse();
+    let options =
+        options.map_err(|error: OptionsError| value("activation.options", format!("cannot be used: {error}")))?;
+    let volume = Volume { file_system: raw.fstype, options, verity: raw.verity.unwrap_or(false) };
+    Ok(Backend::Mount { target, volume })
 }
 
 /// A program that this configuration names.

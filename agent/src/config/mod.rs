@@ -255,6 +255,13 @@ impl Config {
                     format!("is slot {name} itself; name a path where the link may be"),
                 ));
             }
+            if let Backend::Mount { target, .. } = &self.activation.backend
+                && (slot.starts_with(target) || self.state.starts_with(target))
+            {
+                let problem =
+                    "is a folder of the slots' or of the state folder's, which must not lie inside the volume";
+                return Err(value("activation.target", problem));
+            }
         }
         Ok(())
     }

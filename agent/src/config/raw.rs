@@ -72,6 +72,9 @@ pub(super) struct Activation {
     pub(super) single: Option<bool>,
     pub(super) entry_a: Option<String>,
     pub(super) entry_b: Option<String>,
+    pub(super) target: Option<PathBuf>,
+    pub(super) fstype: Option<String>,
+    pub(super) verity: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -95,6 +98,8 @@ pub(super) struct Restart {
     pub(super) time_zone: Option<String>,
     pub(super) inhibitors: Option<String>,
     pub(super) sessions: Option<String>,
+    pub(super) keep: Option<Vec<PathBuf>>,
+    pub(super) verity: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

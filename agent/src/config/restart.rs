@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use chrono_tz::Tz;
 
-use super::{ConfigError, activation, raw, span, value};
+use super::{ConfigError, absolute, activation, raw, span, value};
+use crate::boot::nextroot::{NextRoot, PLACE};
 use crate::program::Program;
 use crate::restart::window::Window;
+use crate::volume::Volume;
 
 /// When a machine may be disturbed, and how it is started again; see `restart`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,14 +33,14 @@ pub enum How {
     /// The whole machine.
     Reboot,
     /// User space alone: `systemctl soft-reboot` into the new slot.
-    SoftReboot,
+    SoftReboot(NextRoot),
     /// By a site's program.
     Command(Program),
 }
 
-pub(super) fn restart(raw: raw::Restart, zone: Tz) -> Result<Restart, ConfigError> {
+pub(super) fn restart(mut raw: raw::Restart, zone: Tz) -> Result<Restart, ConfigError> {
     let limit = span("restart.time_limit", raw.time_limit.as_deref(), Duration::from_secs(60))?;
-    let how = match (raw.how.as_deref(), raw.command) {
+    let how = match (raw.how.as_deref(), raw.command.take()) {
         (Some("command"), command) => {
             let command = command.unwrap_or_default();
             How::Command(activation::program("restart.command", command, "restart.time_limit", limit)?)
@@ -46,12 +48,19 @@ pub(super) fn restart(raw: raw::Restart, zone: Tz) -> Result<Restart, ConfigErro
         (_, Some(_)) => return Err(value("restart.command", "belongs to restart.how = \"command\"; remove it")),
         (None | Some("none"), None) => How::None,
         (Some("reboot"), None) => How::Reboot,
-        (Some("soft-reboot"), None) => How::SoftReboot,
+        (Some("soft-reboot"), None) => {
+            let keep = raw.keep.take().unwrap_or_default().into_iter().map(|path| absolute("restart.keep", path));
+            let volume = Volume { verity: raw.verity.take().unwrap_or(false), ..Volume::default() };
+            How::SoftReboot(NextRoot { place: PLACE.into(), volume, keep: keep.collect::<Result<_, _>>()? })
+        }
         (Some(other), None) => {
             let problem = format!("is {other:?}; known are \"none\", \"reboot\", \"soft-reboot\", \"command\"");
             return Err(value("restart.how", problem));
         }
     };
+    if raw.keep.is_some() || raw.verity.is_some() {
+        return Err(value("restart.keep", "and `restart.verity` belong to restart.how = \"soft-reboot\"; remove them"));
+    }
     let window = |text: String| text.parse().map_err(|error| value("restart.windows", format!("has {error}")));
     let time_zone = raw.time_zone.as_deref().map_or(Ok(zone), |zone| super::zone("restart.time_zone", zone))?;
     Ok(Restart {

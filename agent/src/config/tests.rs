@@ -250,3 +250,27 @@ fn addresses_read_back_as_they_print() {
         assert!(bad.parse::<Address>().is_err(), "{bad}");
     }
 }
+
+#[test]
+fn a_mount_point_is_held_against_slots_and_state() {
+    let mount = |section: &str| {
+        with("backend = \"symlink\"\nlink = \"/slots/current\"", &format!("backend = \"mount\"\n{section}"))
+    };
+    let parse = |section: &str| Config::parse(Path::new("agent.toml"), &mount(section));
+    let config = parse("target = \"/srv/app\"\noptions = \"nodev,nosuid\"\nverity = true").unwrap();
+    let Backend::Mount { target, volume } = config.activation.backend else { panic!("another back-end") };
+    assert_eq!((target, volume.file_system, volume.verity), ("/srv/app".into(), None, true));
+    assert_eq!(volume.options.to_string(), "ro,nodev,nosuid");
+    for (section, expected) in [
+        ("", "`activation.target` is missing"),
+        ("target = \"srv\"", "an absolute path"),
+        ("target = \"/\"", "a boot loader's back-end"),
+        ("target = \"/slots\"", "must not lie inside the volume"),
+        ("target = \"/srv/app\"\noptions = \"rw\"", "never written"),
+        ("target = \"/srv/app\"\nfstype = \"a/b\"", "names no file system"),
+        ("target = \"/srv/app\"\nlink = \"/x\"", "does not belong to the back-end \"mount\""),
+    ] {
+        let error = parse(section).unwrap_err().to_string();
+        assert!(error.contains(expected), "{section}: {error}");
+    }
+}

@@ -28,7 +28,8 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, SecondsFormat, Utc};
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::limits::HELD_MAX;
-use goldsync_proto::release::ReleaseRef;
+use goldsync_proto::release::{Manifest, ReleaseRef};
+use goldsync_proto::verity::Sealed;
 use goldsync_proto::wire::{Held, Outcome};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -77,6 +78,9 @@ pub struct Proven {
     pub release: ReleaseRef,
     /// Its bytes; a device may have more.
     pub size: u64,
+    /// The hash tree that the release was signed with, for who mounts or boots the slot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verity: Option<Sealed>,
     /// When it was proven.
     pub at: DateTime<Utc>,
 }
@@ -215,8 +219,14 @@ impl Journal {
         release: &ReleaseRef,
         size: u64,
     ) -> Result<(), JournalError> {
-        let proven = Proven { image, release: release.clone(), size, at: Utc::now() };
+        let proven = Proven { image, release: release.clone(), size, verity: None, at: Utc::now() };
         self.set(name, &SlotRecord::Proven(proven))
+    }
+
+    /// The same of a release whose manifest is at hand, with all that it says.
+    pub fn set_proven_as(&self, name: SlotName, manifest: &Manifest) -> Result<(), JournalError> {
+        let Manifest { image, release, size, verity, .. } = manifest.clone();
+        self.set(name, &SlotRecord::Proven(Proven { image, release, size, verity, at: Utc::now() }))
     }
 
     /// Forgets what slot `name` holds.

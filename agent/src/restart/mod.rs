@@ -15,11 +15,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use goldsync_proto::verity::Sealed;
 use goldsync_proto::wire::{Wait, WaitOn};
 
+use crate::boot::nextroot::NextRootError;
 use crate::boot::{self, Effect};
 use crate::config::{How, Restart};
 use crate::program::{Program, ProgramError};
+use crate::slot::SlotName;
 
 mod logind;
 pub mod window;
@@ -46,6 +49,12 @@ pub enum RestartError {
         /// What is there.
         found: String,
     },
+    /// The slot to start into.
+    #[error("the machine was not started again: {0}")]
+    NextRoot(#[from] NextRootError),
+    /// There is no slot to start into.
+    #[error("the machine was not started again: no slot was ever activated")]
+    NoNext,
     /// The count of soft-reboots.
     #[error("the machine was not started again: /run/goldsync cannot be written: {0}")]
     Count(std::io::Error),
@@ -73,8 +82,19 @@ pub fn closed(restart: &Restart, now: DateTime<Utc>) -> Option<Wait> {
     }
 }
 
+/// What the next start takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Next<'a> {
+    /// The slot.
+    pub slot: SlotName,
+    /// Its path.
+    pub path: &'a Path,
+    /// What its release says of its hash tree.
+    pub sealed: Option<&'a Sealed>,
+}
+
 /// Starts the machine again. Returns as soon as that is under way.
-pub fn restart(how: &How) -> Result<(), RestartError> {
+pub fn restart(how: &How, next: Option<Next<'_>>) -> Result<(), RestartError> {
     match how {
         How::None => Ok(()),
         How::Command(program) => Ok(program.call(&[], &[]).map(drop)?),
@@ -85,9 +105,11 @@ pub fn restart(how: &How) -> Result<(), RestartError> {
             let call = call.or_else(|| found("reboot").map(|path| vec![path])).ok_or(RestartError::NoProgram)?;
             Ok(Program { command: call, limit: PATIENCE }.call(&[], &[]).map(drop)?)
         }
-        How::SoftReboot => {
+        How::SoftReboot(root) => {
             soft_reboot_there()?;
             let systemctl = found("systemctl").ok_or(RestartError::NoProgram)?;
+            let Next { slot, path, sealed } = next.ok_or(RestartError::NoNext)?;
+            root.prepare(slot, path, sealed)?;
             boot::count_soft_reboot().map_err(RestartError::Count)?;
             Ok(Program { command: vec![systemctl, "soft-reboot".into()], limit: PATIENCE }.call(&[], &[]).map(drop)?)
         }
@@ -160,10 +182,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("restarted");
         let command = vec!["/bin/sh".into(), "-c".into(), format!("touch {}", file.display())];
-        restart(&How::Command(Program { command, limit: PATIENCE })).unwrap();
+        restart(&How::Command(Program { command, limit: PATIENCE }), None).unwrap();
         assert!(file.exists());
         let failing = How::Command(Program { command: vec!["/bin/false".into()], limit: PATIENCE });
-        assert!(restart(&failing).unwrap_err().to_string().contains("was not started again"));
-        restart(&How::None).unwrap();
+        assert!(restart(&failing, None).unwrap_err().to_string().contains("was not started again"));
+        restart(&How::None, None).unwrap();
     }
 }

@@ -24,6 +24,7 @@ mod source;
 mod standby;
 
 pub use direct::{give_room_back, with_room};
+pub use in_use::Use;
 pub use source::Source;
 pub use standby::{Standby, Wanted};
 
@@ -281,6 +282,12 @@ fn kind_of(meta: &Metadata) -> Result<Kind, &'static str> {
     }
 }
 
+/// What keeps the slot at `path` from being written, if anything can be seen that does.
+pub fn used(path: &Path) -> Option<Use> {
+    let identity = Identity::of(path).ok()?;
+    in_use::find(identity).or_else(|| in_use::pinned(identity))
+}
+
 /// Bytes in a file or a block device: seeking finds both.
 fn length_of(mut file: &File) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
@@ -307,9 +314,9 @@ fn advise(file: &File, advice: Advice) {
 }
 
 fn open_error(slot: SlotName, path: &Path, error: io::Error) -> SlotError {
-    let path = path.to_owned();
     match error.kind() {
         io::ErrorKind::NotFound => {
+            let path = path.to_owned();
             let remedy = if path.starts_with("/dev") {
                 "plug the device in or correct `slots` in the configuration"
             } else {
@@ -317,14 +324,16 @@ fn open_error(slot: SlotName, path: &Path, error: io::Error) -> SlotError {
             };
             SlotError::Missing { slot, path, remedy }
         }
-        io::ErrorKind::ReadOnlyFilesystem => SlotError::ReadOnly { slot, path },
-        io::ErrorKind::ResourceBusy => SlotError::InUse {
-            slot,
-            path,
-            how: "the kernel holds it (a mount, swap, RAID, device mapper or another exclusive user)".into(),
-            remedy: "`lsblk` shows by what; release it".into(),
-        },
-        _ => SlotError::Open { slot, path, error },
+        io::ErrorKind::ReadOnlyFilesystem => SlotError::ReadOnly { slot, path: path.to_owned() },
+        io::ErrorKind::ResourceBusy => {
+            let unknown = || Use {
+                how: "the kernel holds it (a mount, swap, RAID, device mapper or another exclusive user)".into(),
+                remedy: "`lsblk` shows by what; release it".into(),
+            };
+            let Use { how, remedy } = Identity::of(path).ok().and_then(in_use::pinned).unwrap_or_else(unknown);
+            SlotError::InUse { slot, path: path.to_owned(), how, remedy }
+        }
+        _ => SlotError::Open { slot, path: path.to_owned(), error },
     }
 }
 

@@ -45,6 +45,8 @@ pub fn standing(trial: &Trial, look: &Look, run: &str, effect: Effect) -> Standi
         return Standing::Running;
     }
     match effect {
+        // A volume whose starts are counted is given up like a boot loader's slot.
+        Effect::AtOnce if trial.tries > 0 && trial.armed && trial.run != run => Standing::FellBack,
         // It would be active. Whoever swapped since has not been asked about health.
         Effect::AtOnce => Standing::NotTaken,
         // Tries that are used up are not there to be waited for.
@@ -104,9 +106,13 @@ mod tests {
 
     #[test]
     fn what_is_in_use_at_once_runs_or_was_never_taken() {
+        let uncounted = Trial { tries: 0, ..trial(true) };
         for (active, expected) in [(B, Standing::Running), (A, Standing::NotTaken)] {
-            assert_eq!(standing(&trial(true), &look(active, active, None), "two", Effect::AtOnce), expected);
+            assert_eq!(standing(&uncounted, &look(active, active, None), "two", Effect::AtOnce), expected);
         }
+        let counted = |run, armed| standing(&trial(armed), &look(A, A, None), run, Effect::AtOnce);
+        assert_eq!(counted("two", true), Standing::FellBack, "starts came to nothing");
+        assert_eq!((counted("one", true), counted("two", false)), (Standing::NotTaken, Standing::NotTaken));
         assert_eq!(standing(&trial(true), &Look::default(), "one", Effect::AtOnce), Standing::NotTaken);
     }
 }

@@ -10,7 +10,6 @@ use crate::health::{self, Verdict};
 use crate::job::JobError;
 use crate::journal::{Proven, Trial};
 use crate::node::Node;
-use crate::restart;
 use crate::slot::SlotName;
 use crate::update::{Context, Event, UpdateError, still_proven};
 
@@ -41,7 +40,7 @@ pub fn begin(ctx: &Context, from: Option<SlotName>, to: SlotName, proven: &Prove
         return Ok(());
     }
     let activation = &ctx.config.activation;
-    let tries = if effect == Effect::AtRestart { activation.tries } else { 0 };
+    let tries = if ctx.activation.counts() { activation.tries } else { 0 };
     let (image, release, run) = (proven.image, proven.release.clone(), boot::run(&activation.cmdline));
     let trial = Trial { slot: to, image, release, from, since: Utc::now(), run, tries, armed: false };
     ctx.journal.set_trial(&trial)?;
@@ -131,7 +130,7 @@ async fn go_back(ctx: &Context, trial: Trial, why: String) -> Result<Settled, Up
     // Nobody waits for a window with a machine that is not healthy.
     if previous.is_some()
         && ctx.activation.takes_effect() == Effect::AtRestart
-        && let Err(error) = restart::restart(&ctx.config.restart.how)
+        && let Err(error) = ctx.restart(&ctx.config.restart.how)
     {
         tracing::error!(%error, "the way back waits for the next start");
     }

@@ -32,6 +32,7 @@ use chrono::{DateTime, Utc};
 use goldsync_proto::limits::{TRUST_BYTES_MAX, TRUST_FILE_MAX, TRUST_FILES_MAX};
 use goldsync_proto::release::{Manifest, Pointer, ReleaseRef, Word};
 use goldsync_proto::trust::{FileName, ROOT, TIMESTAMP};
+use goldsync_proto::verity::RootHash;
 use tough::schema::{Root, Signed};
 
 pub use error::TrustError;
@@ -143,6 +144,16 @@ impl Trust {
     /// A signed release.
     pub async fn manifest(&self, release: &ReleaseRef) -> Result<Manifest, TrustError> {
         self.view().await?.manifest(release, Utc::now()).await
+    }
+
+    /// The releases of this name whose manifests were never asked for, those with the highest versions first.
+    pub async fn unread(&self, name: &Word) -> Result<Vec<ReleaseRef>, TrustError> {
+        Ok(self.view().await?.unread(name))
+    }
+
+    /// The signed release, of those whose manifests are held, whose hash tree has this root.
+    pub async fn sealed_by(&self, root: &RootHash) -> Result<Option<Manifest>, TrustError> {
+        self.view().await?.sealed_by(root, Utc::now()).await
     }
 
     /// What the nodes of a channel shall run: its pointer and the release that it names, which agree on the image;

@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use goldsync_proto::limits::TRUST_FILE_MAX;
 use goldsync_proto::release::{Manifest, Pointer, RELEASES_ROLE, ReleaseRef, Word, channel_role};
 use goldsync_proto::trust::{FileName, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, Target};
+use goldsync_proto::verity::RootHash;
 use serde::de::DeserializeOwned;
 use tough::schema::Role;
 use tough::{
@@ -198,6 +199,33 @@ impl View {
         Ok(manifest)
     }
 
+    /// The releases of this name whose manifests are listed and not here, those with the highest versions first.
+    pub fn unread(&self, name: &Word) -> Vec<ReleaseRef> {
+        let Ok(role) = self.repository.targets().signed.delegated_targets(RELEASES_ROLE) else { return Vec::new() };
+        let of_name = |target: &TargetName| match target.raw().parse() {
+            Ok(Target::Release(release)) if release.name == *name => Some(release),
+            _ => None,
+        };
+        let listed = role.signed.targets.keys().filter_map(of_name);
+        let mut unread: Vec<_> = listed.filter(|release| !self.holds(&release.target())).collect();
+        unread.sort_by_cached_key(|release| std::cmp::Reverse(order(release.version.as_str())));
+        unread
+    }
+
+    /// The signed release, of those whose manifests are here, whose hash tree has this root.
+    pub async fn sealed_by(&self, root: &RootHash, now: DateTime<Utc>) -> Result<Option<Manifest>, TrustError> {
+        let wanted = format!("\"{root}\"");
+        let says = |bytes: &Bytes| bytes.windows(wanted.len()).any(|part| part == wanted.as_bytes());
+        for (name, _) in self.files.iter().filter(|(_, bytes)| says(bytes)) {
+            let Ok(Target::Release(release)) = name.parse() else { continue };
+            let Ok(manifest) = self.manifest(&release, now).await else { continue };
+            if manifest.verity.as_ref().is_some_and(|sealed| sealed.root_hash == *root) {
+                return Ok(Some(manifest));
+            }
+        }
+        Ok(None)
+    }
+
     /// Reads a target through `tough`, which verifies its length and hash; `None` if it is not listed.
     async fn read<T: DeserializeOwned>(&self, target: &str) -> Result<Option<T>, TrustError> {
         let damaged = |error: tough::error::Error| TrustError::from_tough(error, Path::new(""));
@@ -207,6 +235,12 @@ impl View {
         let parsed = serde_json::from_slice(&bytes);
         parsed.map(Some).map_err(|error| TrustError::Inconsistent(format!("{target} cannot be read: {error}")))
     }
+}
+
+/// A version's numbers, then its text: `1.10` comes after `1.9`.
+fn order(version: &str) -> (Vec<u64>, String) {
+    let numbers = version.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok());
+    (numbers.collect(), version.to_owned())
 }
 
 fn fresh(name: &str, role: &impl Role, now: DateTime<Utc>, remedy: &'static str) -> Result<(), TrustError> {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::digest::ImageId;
 use crate::testing::noise;
 use proptest::prelude::*;
 
@@ -224,5 +225,82 @@ proptest! {
         let mut disk = disk(500, &[40, 400]);
         disk[at] ^= flip;
         prop_assert!(find::partitions(&disk).iter().all(|start| *start < 500));
+    }
+}
+
+fn sealed_image(blocks: usize) -> (Vec<u8>, Vec<u8>, Sealed) {
+    let data = noise(blocks * BYTES, 5);
+    let (area, sealed) = seal(&data, ImageId::of(&data)).unwrap();
+    (data, area, sealed)
+}
+
+#[test]
+fn what_is_sealed_is_found_and_says_the_same() {
+    for blocks in [2, 127, 128, 129, 130 * 128] {
+        let (data, area, sealed) = sealed_image(blocks);
+        assert_eq!(area[BYTES..], grow(&data, Salted::Before, &sealed.salt));
+        let image = [data, area].concat();
+        let found = find(&image);
+        assert_eq!(Sealed::of(&image, &found), Some(sealed.clone()), "{blocks}");
+        let tree = sealed.check(Geometry::new(image.len() as u64).unwrap()).unwrap();
+        assert_eq!((tree, sealed.hash_start()), (found[0].tree.clone(), blocks as u64 + 1));
+    }
+    assert_eq!(sealed_image(130), sealed_image(130), "sealing again makes the same");
+    assert!(seal(&noise(BYTES, 1), ImageId::of(b"")).is_err());
+    assert!(seal(&[0; 5000], ImageId::of(b"")).is_err());
+}
+
+#[test]
+fn only_one_whole_tree_over_the_image_s_start_seals_it() {
+    let (data, area, _) = sealed_image(300);
+    let of = |image: &[u8]| Sealed::of(image, &find(image));
+    // A leaf that is not what it should be, and data that is not.
+    let mut image = [data.clone(), area.clone()].concat();
+    let end = image.len() - BYTES;
+    image[end] ^= 1;
+    assert_eq!(of(&image), None);
+    let mut image = [data.clone(), area.clone()].concat();
+    image[7] ^= 1;
+    assert_eq!(of(&image), None);
+    // Data that begins elsewhere; two trees; none.
+    assert_eq!(of(&[noise(BYTES, 9), data.clone(), area.clone()].concat()), None);
+    assert_eq!(of(&[data.clone(), area.clone(), data.clone(), area.clone()].concat()), None);
+    assert_eq!(of(&data), None);
+    // What lies behind it is its own affair; an image inside the data is data.
+    assert!(of(&[data.clone(), area.clone(), noise(3 * BYTES, 8)].concat()).is_some());
+    let outer = [data, area].concat();
+    let (area, sealed) = seal(&outer, ImageId::of(&outer)).unwrap();
+    assert_eq!(of(&[outer, area].concat()), Some(sealed));
+}
+
+#[test]
+fn what_a_manifest_says_is_held_against_the_image() {
+    let (data, area, good) = sealed_image(300);
+    let geometry = Geometry::new((data.len() + area.len()) as u64).unwrap();
+    assert!(good.check(geometry).is_ok());
+    let refuse = |change: fn(&mut Sealed), word: &str| {
+        let mut bad = good.clone();
+        change(&mut bad);
+        let error = bad.check(geometry).unwrap_err().to_string();
+        assert!(error.contains(word), "{word}: {error}");
+    };
+    refuse(|sealed| sealed.version = 2, "hash type");
+    refuse(|sealed| sealed.algorithm = "sha512".into(), "SHA-256");
+    refuse(|sealed| sealed.data_block_size = 512, "4096");
+    refuse(|sealed| sealed.hash_block_size = 0, "4096");
+    refuse(|sealed| sealed.data_blocks = 301, "itself");
+    refuse(|sealed| sealed.data_blocks = 1, "two blocks");
+    refuse(|sealed| sealed.data_blocks = u64::MAX, "outside");
+    refuse(|sealed| sealed.hash_offset += 1, "outside");
+    refuse(|sealed| sealed.hash_offset += 4096, "outside");
+    refuse(|sealed| sealed.hash_offset = u64::MAX - 4095, "outside");
+    refuse(|sealed| sealed.hash_offset = 0, "itself");
+    refuse(|sealed| sealed.salt = vec![0; 257], "256");
+    let text = serde_json::to_string(&good).unwrap();
+    assert_eq!(serde_json::from_str::<Sealed>(&text).unwrap(), good);
+    let hash = good.root_hash.to_string();
+    for bad in [&hash[1..], "", &"+".repeat(64)] {
+        assert!(bad.parse::<RootHash>().is_err());
+        assert!(serde_json::from_str::<Sealed>(&text.replace(&hash, bad)).is_err());
     }
 }

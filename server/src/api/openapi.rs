@@ -29,7 +29,7 @@ use super::{channels, fleet, nodes, releases, schema, status, trust, types, uplo
         types::PromoteRequest, types::Channel, types::Promotion,
         types::TokenRequest, types::Token, types::Node, types::SyncRequest, types::SyncOrder, types::SyncEvent,
         types::AuditEntry, types::TrustFiles, types::TrustRequest, types::TrustRole, types::OnlineKeys,
-        schema::Manifest, schema::Sections, schema::Section, schema::Pointer, schema::Report, schema::SlotReport,
+        schema::Manifest, schema::Sealed, schema::Sections, schema::Section, schema::Pointer, schema::Report, schema::SlotReport,
         schema::TrialReport, schema::Wait, schema::Held, schema::Progress, schema::Outcome, schema::Account,
     )),
     security(("operator" = [])),

@@ -23,12 +23,34 @@ pub struct Manifest {
     sections: Sections,
     /// What was recognised in the image's first bytes; for people.
     file_system: Option<String>,
+    verity: Option<Sealed>,
     /// The oldest agent that can install it.
     minimum_agent: Option<String>,
     /// Free-form labels.
     labels: BTreeMap<String, String>,
     /// When it was published, RFC 3339; for people.
     published_at: String,
+}
+
+/// The hash tree that an image carries over all of its data, for dm-verity.
+#[derive(ToSchema)]
+pub struct Sealed {
+    /// Hash type: 1, salt before the block; 0, behind it.
+    version: u32,
+    /// `sha256`
+    algorithm: String,
+    /// Bytes in a block of data: 4096.
+    data_block_size: u32,
+    /// Bytes in a block of the tree: 4096.
+    hash_block_size: u32,
+    /// Blocks of data, from the image's first on.
+    data_blocks: u64,
+    /// The image's byte at which the superblock begins.
+    hash_offset: u64,
+    /// Hexadecimal.
+    salt: String,
+    /// Hexadecimal.
+    root_hash: String,
 }
 
 /// The three sections of a signature.
@@ -201,6 +223,7 @@ mod tests {
         let image = ImageId::of(b"x");
         let mut manifest = crate::catalog::release_tests::manifest("web:1", b"x");
         manifest.file_system = Some("ext4".into());
+        manifest.verity = goldsync_proto::verity::seal(&[0; 8192], image).ok().map(|(_, sealed)| sealed);
         manifest.minimum_agent = Some("0.1.0".into());
         manifest.labels.insert("role".into(), "web".into());
         let slot = wire::SlotReport { slot: "a".parse().unwrap(), image: Some(image), release: "web:1".parse().ok() };
@@ -235,6 +258,7 @@ mod tests {
         };
         assert_eq!(told::<Sections>(), sent(manifest.sections));
         assert_eq!(told::<Section>(), sent(manifest.sections.blocks));
+        assert_eq!(told::<Sealed>(), sent(manifest.verity.clone()));
         assert_eq!(told::<Manifest>(), sent(manifest));
         assert_eq!(told::<Pointer>(), sent(pointer));
         assert_eq!(told::<SlotReport>(), sent(slot));

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use goldsync_proto::block::{Geometry, Run};
 use goldsync_proto::signature::Signature;
+use goldsync_proto::verity::Sealed;
 
 use super::fail::{Code, Failure, Outcome};
 use super::progress::Stage;
@@ -49,6 +50,17 @@ impl Image {
     /// What its first bytes look like, for people.
     pub fn file_system(&self) -> Outcome<Option<&'static str>> {
         Ok(self.prepared.file_system()?)
+    }
+
+    /// What the hash tree says that it carries over all of its data; after [`Image::sign`]. Blocks this thread.
+    pub fn sealed(&self) -> Outcome<Option<Sealed>> {
+        self.held_against_changes(self.prepared.sealed())
+    }
+
+    /// Appends a hash tree to what is published, unless it carries one. Blocks this thread.
+    pub fn seal(&mut self) -> Outcome<Sealed> {
+        let sealed = self.prepared.seal();
+        self.held_against_changes(sealed)
     }
 
     /// Hashes it whole, into its signature. Blocks this thread.

@@ -15,6 +15,7 @@ use chrono::Utc;
 use goldsync_proto::digest::ImageId;
 use goldsync_proto::release::{Manifest, RELEASES_ROLE, ReleaseRef, check_labels};
 use goldsync_proto::signature::Signature;
+use goldsync_proto::verity::{RootHash, Sealed};
 use serde::Serialize;
 
 use super::fail::{Code, Failure, Outcome};
@@ -36,6 +37,9 @@ pub struct Published {
     /// What it looks like.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file_system: Option<String>,
+    /// What stands for all of its data, if it carries a dm-verity hash tree.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root_hash: Option<RootHash>,
     /// The same bytes were there under that name; the release was not changed.
     pub already_published: bool,
     /// Something of the image was damaged on the server, and is stored anew.
@@ -62,20 +66,24 @@ pub async fn publish(desk: &Desk, args: &cli::Publish) -> Outcome<Published> {
     let release = ReleaseRef { name: args.name.clone(), version: args.version.clone() };
     let labels = label_map(&args.labels)?;
     check_labels(&labels).map_err(|error| Failure::new(Code::Usage, error.to_string()))?;
-    let image = Arc::new(Image::open(&args.image)?);
+    let image = Image::open(&args.image)?;
     let file_system = image.file_system()?.map(str::to_owned);
+    refuse_to_seal(args, file_system.as_deref())?;
     let signer = sign::signer(desk, RELEASES_ROLE)?;
     let known = desk.client.release(&release).await?;
     let manner = Manner::fitting(args.quiet);
     manner.note(&introduction(&release, &image, file_system.as_deref()));
 
-    let signature = hash(manner, &image).await?;
+    let image = Arc::new(if args.verity { seal(image).await? } else { image });
+    let (signature, sealed) = hash(manner, &image).await?;
+    let root_hash = sealed.as_ref().map(|sealed| sealed.root_hash);
     let size = image.geometry().size();
     let done = |sent: upload::Sent, uploaded: &types::Uploaded, already_published| Published {
         release: release.clone(),
         image: signature.image,
         size,
         file_system: file_system.clone(),
+        root_hash,
         already_published,
         healed: uploaded.healed,
         blocks_sent: sent.blocks,
@@ -101,6 +109,7 @@ pub async fn publish(desk: &Desk, args: &cli::Publish) -> Outcome<Published> {
         size,
         sections: signature.sections(),
         file_system: file_system.clone(),
+        verity: sealed,
         minimum_agent: args.minimum_agent.clone(),
         labels,
         published_at: show::rfc3339(Utc::now()),
@@ -115,14 +124,33 @@ pub async fn publish(desk: &Desk, args: &cli::Publish) -> Outcome<Published> {
     Ok(done(sent, &uploaded, true))
 }
 
-async fn hash(manner: Manner, image: &Arc<Image>) -> Outcome<Signature> {
+/// A tree behind a whole disk would take the place of the second copy of its partition table.
+fn refuse_to_seal(args: &cli::Publish, file_system: Option<&str>) -> Outcome {
+    match file_system {
+        Some(table @ ("gpt" | "mbr")) if args.verity => {
+            let message = format!("{} is a whole disk ({table}), which --verity cannot seal", args.image.display());
+            Err(Failure::new(Code::Usage, message)
+                .remedy("seal its partitions when it is made (`veritysetup format`), or publish the file system alone"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes the hash tree that `--verity` asks for.
+async fn seal(mut image: Image) -> Outcome<Image> {
+    let work = tokio::task::spawn_blocking(move || image.seal().map(|_| image));
+    work.await.map_err(|error| Failure::new(Code::Failed, format!("the sealing broke off: {error}")))?
+}
+
+/// The signature, and what the image's hash tree says, if it carries one.
+async fn hash(manner: Manner, image: &Arc<Image>) -> Outcome<(Signature, Option<Sealed>)> {
     let stage = Arc::new(Stage::begin(manner, "hash", image.geometry().size()));
     let _given_up = ClearOnDrop(stage.clone());
     let image = image.clone();
     let work = tokio::task::spawn_blocking(move || {
         let signature = image.sign(&stage)?;
         stage.end();
-        Ok(signature)
+        Ok((signature, image.sealed()?))
     });
     work.await.map_err(|error| Failure::new(Code::Failed, format!("the hashing broke off: {error}")))?
 }
@@ -213,8 +241,9 @@ fn text(published: &Published) -> String {
     }
     let raw = published.blocks_sent * goldsync_proto::limits::BLOCK;
     let held = published.size.saturating_sub(raw);
+    let sealed = published.root_hash.map(|root| format!("\n  verity   root hash {root}")).unwrap_or_default();
     format!(
-        "published {release}\n  image    {image}\n  sent     {} for {} of new blocks; {} were there, repeated or zero\n  \
+        "published {release}\n  image    {image}{sealed}\n  sent     {} for {} of new blocks; {} were there, repeated or zero\n  \
          stored   {} more\n  took     {}\nnext: goldsync promote {release} CHANNEL",
         show::bytes(published.bytes_sent),
         show::bytes(raw),

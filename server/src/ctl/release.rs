@@ -58,6 +58,9 @@ fn details(release: &types::Release) -> String {
     line("image", manifest.image.to_string());
     line("size", format!("{} ({} bytes)", show::bytes(manifest.size), manifest.size));
     line("file system", manifest.file_system.clone().unwrap_or_else(|| "not recognised".into()));
+    if let Some(sealed) = &manifest.verity {
+        line("dm-verity", format!("root hash {}", sealed.root_hash));
+    }
     line("minimum agent", manifest.minimum_agent.clone().unwrap_or_else(|| "any".into()));
     for (key, value) in &manifest.labels {
         line("label", format!("{key}={value}"));
@@ -111,6 +114,7 @@ mod tests {
                 size: 160 << 20,
                 sections: Sections { subtrees: section(5120), blocks: section(327_680), rolling: section(327_680) },
                 file_system: Some("ext4".into()),
+                verity: None,
                 minimum_agent: None,
                 labels: [("commit".to_owned(), "4f1c\u{1b}[31m".to_owned())].into(),
                 published_at: "2026-11-21T09:00:00Z".into(),

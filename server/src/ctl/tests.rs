@@ -44,6 +44,7 @@ fn publish_args(image: &Path, version: &str) -> Publish {
         name: word("web"),
         version: word(version),
         labels: vec![Label { key: "commit".into(), value: "4f1c".into() }],
+        verity: false,
         minimum_agent: Some("0.1.0".into()),
         quiet: true,
         json: TEXT,

@@ -14,6 +14,7 @@
 pub mod prepare;
 
 mod after;
+mod content;
 #[cfg(test)]
 mod history;
 mod known;

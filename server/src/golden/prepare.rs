@@ -7,16 +7,21 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::num::NonZero;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use goldsync_proto::block::{Geometry, GeometryError, Run, byte_of};
-use goldsync_proto::limits::REGION;
+use goldsync_proto::content::{HEAD_LEN, detect};
+use goldsync_proto::limits::{BLOCK, REGION};
 use goldsync_proto::pack::write_frame;
 use goldsync_proto::signature::Signature;
+use goldsync_proto::verity::{Sealed, Tree};
 
+use super::content::Content;
 use super::sign::sign_file;
 use crate::store::pieces;
+use crate::store::regions::ReadAt;
 
 /// zstd's level for an upload: its frames are stored as they come, and fetched by every node that starts cold.
 pub const LEVEL: i32 = 9;
@@ -55,8 +60,10 @@ pub enum PrepareError {
 #[derive(Debug)]
 pub struct Prepared {
     path: PathBuf,
-    file: File,
+    content: Content,
     geometry: Geometry,
+    /// Whether signing came across what may be the superblock of a hash tree.
+    superblock: AtomicBool,
 }
 
 /// A literal frame to upload.
@@ -85,7 +92,8 @@ impl Prepared {
         // A block device has no length of its own; its end is where seeking ends.
         let size = file.seek(SeekFrom::End(0)).map_err(io("measure"))?;
         let geometry = Geometry::new(size).map_err(|source| PrepareError::Size { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), file, geometry })
+        let (content, superblock) = (Content::of(file, size), AtomicBool::new(false));
+        Ok(Self { path: path.to_owned(), content, geometry, superblock })
     }
 
     /// Its size.
@@ -101,14 +109,41 @@ impl Prepared {
     /// Hashes and signs it. `progress` hears how many bytes are done.
     pub fn sign(&self, mut progress: impl FnMut(u64)) -> Result<Signature, PrepareError> {
         let size = self.geometry.size();
-        sign_file(&self.file, self.geometry, |regions| progress((u64::from(regions) * REGION).min(size)))
-            .map_err(|source| self.io("read", source))
+        let look = |bytes: &[u8]| {
+            if bytes.chunks_exact(BLOCK as usize).any(|block| Tree::read(0, block).is_some()) {
+                self.superblock.store(true, Ordering::Relaxed);
+            }
+        };
+        let progress = |regions| progress((u64::from(regions) * REGION).min(size));
+        sign_file(&self.content, self.geometry, look, progress).map_err(|source| self.io("read", source))
+    }
+
+    /// What the hash tree says that the image carries over all of its data. After signing, which tells whether it is worth looking.
+    pub fn sealed(&self) -> Result<Option<Sealed>, PrepareError> {
+        if !self.superblock.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        self.content.sealed().map_err(|source| self.io("look for a hash tree in", source))
+    }
+
+    /// Appends a hash tree to what is published, unless the image carries one. The file is not written.
+    pub fn seal(&mut self) -> Result<Sealed, PrepareError> {
+        let path = self.path.clone();
+        let io = |source| PrepareError::Io { action: "make a hash tree for", path, source };
+        let found = self.content.sealed().map_err(|source| self.io("look for a hash tree in", source))?;
+        if let Some(sealed) = found {
+            return Ok(sealed);
+        }
+        let sealed = self.content.seal().map_err(io)?;
+        self.geometry = Geometry::new(self.content.size())
+            .map_err(|source| PrepareError::Size { path: self.path.clone(), source })?;
+        Ok(sealed)
     }
 
     /// What its first bytes look like, for people.
     pub fn file_system(&self) -> Result<Option<&'static str>, PrepareError> {
         let mut head = vec![0; self.geometry.size().min(HEAD_LEN) as usize];
-        self.file.read_exact_at(&mut head, 0).map_err(|source| self.io("read", source))?;
+        self.content.read_exact_at(&mut head, 0).map_err(|source| self.io("read", source))?;
         Ok(detect(&head))
     }
 
@@ -146,7 +181,7 @@ impl Prepared {
             let start = raw.len();
             raw.resize(start + byte_of(*count) as usize, 0);
             let part = raw.get_mut(start..).unwrap_or_default();
-            self.file.read_exact_at(part, byte_of(*first)).map_err(|source| self.io("read", source))?;
+            self.content.read_exact_at(part, byte_of(*first)).map_err(|source| self.io("read", source))?;
         }
         Ok(UploadFrame {
             first: piece.first().map_or(0, |(first, _)| *first),
@@ -160,95 +195,12 @@ impl Prepared {
     }
 }
 
-/// Bytes that [`detect`] looks at: btrfs keeps its mark furthest in.
-const HEAD_LEN: u64 = 68 << 10;
-
-/// Marks by which an image's content is recognised: offset, bytes, name. The first that fits counts, so that a file
-/// system is told before the boot sector that it may carry, and a partition table before the sector that protects it.
-const MARKS: &[(usize, &[u8], &str)] = &[
-    (0, b"hsqs", "squashfs"),
-    (1024, &[0xe2, 0xe1, 0xf5, 0xe0], "erofs"),
-    (0, b"XFSB", "xfs"),
-    (0x1_0040, b"_BHRfS_M", "btrfs"),
-    (1024, &[0x10, 0x20, 0xf5, 0xf2], "f2fs"),
-    (0, b"LUKS\xba\xbe", "luks"),
-    (0x8001, b"CD001", "iso9660"),
-    (512, b"EFI PART", "gpt"),
-    (4096, b"EFI PART", "gpt"),
-    (0x52, b"FAT32   ", "vfat"),
-    (0x36, b"FAT16   ", "vfat"),
-    (0x36, b"FAT12   ", "vfat"),
-    (3, b"NTFS    ", "ntfs"),
-    (3, b"EXFAT   ", "exfat"),
-    (257, b"ustar", "tar"),
-    (0, b"QFI\xfb", "qcow2"),
-    (0, b"KDMV", "vmdk"),
-    (0, &[0x1f, 0x8b], "gzip"),
-    (0, b"\xfd7zXZ\0", "xz"),
-    (0, &[0x28, 0xb5, 0x2f, 0xfd], "zstd"),
-    (510, &[0x55, 0xaa], "mbr"),
-];
-
-/// Names what an image's first bytes look like.
-pub fn detect(head: &[u8]) -> Option<&'static str> {
-    let holds = |offset: usize, mark: &[u8]| head.get(offset..offset + mark.len()) == Some(mark);
-    if holds(0x438, &[0x53, 0xef]) {
-        return Some(detect_ext(head));
-    }
-    MARKS.iter().find(|(offset, mark, _)| holds(*offset, mark)).map(|(_, _, name)| *name)
-}
-
-fn detect_ext(head: &[u8]) -> &'static str {
-    let word = |offset: usize| head.get(offset..offset + 4).and_then(|bytes| bytes.try_into().ok());
-    let features = |offset: usize| word(offset).map_or(0, u32::from_le_bytes);
-    let (compatible, incompatible) = (features(0x45c), features(0x460));
-    // Extents, 64-bit block numbers, flexible block groups: what only ext4 knows.
-    if incompatible & (0x40 | 0x80 | 0x200) != 0 {
-        "ext4"
-    } else if compatible & 0x4 != 0 {
-        "ext3"
-    } else {
-        "ext2"
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use goldsync_proto::digest::ImageId;
     use goldsync_proto::pack::read_frame;
     use std::io::Write;
-
-    fn head(marks: &[(usize, &[u8])]) -> Vec<u8> {
-        let mut head = vec![0; HEAD_LEN as usize];
-        for (offset, mark) in marks {
-            head[*offset..offset + mark.len()].copy_from_slice(mark);
-        }
-        head
-    }
-
-    #[test]
-    fn file_systems_are_told_by_their_marks() {
-        let boot: (usize, &[u8]) = (510, &[0x55, 0xaa]);
-        let ext: (usize, &[u8]) = (0x438, &[0x53, 0xef]);
-        for (marks, name) in [
-            (vec![ext, (0x460, &[0x40, 0, 0, 0][..]), boot], Some("ext4")),
-            (vec![ext, (0x45c, &[4])], Some("ext3")),
-            (vec![ext], Some("ext2")),
-            (vec![(0, &b"hsqs"[..])], Some("squashfs")),
-            (vec![(1024, &[0xe2, 0xe1, 0xf5, 0xe0][..])], Some("erofs")),
-            (vec![(0, &b"XFSB"[..])], Some("xfs")),
-            (vec![(0x1_0040, &b"_BHRfS_M"[..])], Some("btrfs")),
-            (vec![boot, (0x52, b"FAT32   ")], Some("vfat")),
-            (vec![boot, (512, b"EFI PART")], Some("gpt")),
-            (vec![boot], Some("mbr")),
-            (vec![], None),
-        ] {
-            assert_eq!(detect(&head(&marks)), name);
-        }
-        assert_eq!(detect(b""), None);
-        assert_eq!(detect(&[0x53; 0x439]), None);
-    }
 
     #[test]
     fn an_image_is_signed_and_its_runs_are_framed_in_order() {

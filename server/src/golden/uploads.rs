@@ -445,7 +445,8 @@ impl Uploads {
         let signed = draft.clone();
         let folder = upload.folder.clone();
         let signature = blocking(move || {
-            sign_file(&signed.file, geometry, |_| ()).map_err(StoreError::io("read back the image in", &folder))
+            sign_file(&*signed.file, geometry, |_| (), |_| ())
+                .map_err(StoreError::io("read back the image in", &folder))
         })
         .await?;
         if signature.image != image {

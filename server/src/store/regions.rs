@@ -18,10 +18,34 @@ const TURN: u32 = 16;
 
 static ZEROS: [u8; REGION as usize] = [0; REGION as usize];
 
+/// Where regions are read from.
+pub(crate) trait ReadAt: Sync {
+    /// Fills `buffer` from `offset`; the end within it is an error.
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Whether nothing was ever written there. `false` if that cannot be said.
+    fn is_hole(&self, start: u64, end: u64) -> bool;
+}
+
+impl ReadAt for File {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, buffer, offset)
+    }
+
+    fn is_hole(&self, start: u64, end: u64) -> bool {
+        match rustix::fs::seek(self, SeekFrom::Data(start)) {
+            Ok(data) => data >= end,
+            // Nothing but hole until the end of the file, which may only be here if the file is that long.
+            Err(rustix::io::Errno::NXIO) => self.metadata().is_ok_and(|meta| meta.len() >= end),
+            Err(_) => false,
+        }
+    }
+}
+
 /// Calls `work` with each region's number and bytes, on several threads, and `sink` with the results, in order.
 /// Ends at the first error of either.
 pub(crate) fn each_region<T, E>(
-    file: &File,
+    file: &impl ReadAt,
     geometry: Geometry,
     work: impl Fn(u32, &[u8]) -> T + Sync,
     mut sink: impl FnMut(T) -> Result<(), E>,
@@ -42,7 +66,7 @@ where
 }
 
 fn one_turn<T: Send>(
-    file: &File,
+    file: &impl ReadAt,
     geometry: Geometry,
     regions: std::ops::Range<u32>,
     threads: u32,
@@ -66,7 +90,7 @@ fn one_turn<T: Send>(
 }
 
 fn one_region<T>(
-    file: &File,
+    file: &impl ReadAt,
     geometry: Geometry,
     index: u32,
     buffer: &mut Vec<u8>,
@@ -74,22 +98,12 @@ fn one_region<T>(
 ) -> io::Result<T> {
     let range = geometry.region_bytes(index);
     let len = (range.end - range.start) as usize;
-    if is_hole(file, range.start, range.end) {
+    if file.is_hole(range.start, range.end) {
         return Ok(work(index, ZEROS.get(..len).unwrap_or(&ZEROS)));
     }
     buffer.resize(len, 0);
     file.read_exact_at(buffer, range.start)?;
     Ok(work(index, buffer))
-}
-
-/// Whether the file system says that nothing was ever written there. `false` if it cannot say.
-fn is_hole(file: &File, start: u64, end: u64) -> bool {
-    match rustix::fs::seek(file, SeekFrom::Data(start)) {
-        Ok(data) => data >= end,
-        // Nothing but hole until the end of the file, which may only be here if the file is that long.
-        Err(rustix::io::Errno::NXIO) => file.metadata().is_ok_and(|meta| meta.len() >= end),
-        Err(_) => false,
-    }
 }
 
 /// The id of the image that a file holds.

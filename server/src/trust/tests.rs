@@ -31,6 +31,7 @@ fn manifest(release: &str, image: &str) -> String {
         size: 4096,
         sections: Sections { subtrees: section(32), blocks: section(8), rolling: section(8) },
         file_system: None,
+        verity: None,
         minimum_agent: None,
         labels: BTreeMap::new(),
         published_at: "2026-11-21T00:00:00Z".into(),

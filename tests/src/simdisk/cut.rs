@@ -86,7 +86,9 @@ enum Cover {
 /// The file system found after power was lost behind `ops`, which were carried out on `base`: a disk at rest.
 pub fn after(base: &Tree, ops: &[Op], laws: &Laws, fate: Fate) -> Tree {
     let steps = Steps::of(base, ops, laws);
-    let mut dice = Dice { fate, seed: Seed::new(if let Fate::Chance(seed) = fate { seed } else { 0 }) };
+    // The same seed falls otherwise at each operation.
+    let seed = if let Fate::Chance(seed) = fate { seed } else { 0 };
+    let mut dice = Dice { fate, seed: Seed::new(seed << 32 | ops.len() as u64) };
     let mut found = base.clone();
     found.number_after(&steps.seen);
     let mut lost = HashSet::new();

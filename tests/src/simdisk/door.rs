@@ -5,6 +5,7 @@
 //! Else the kernel would ask us to write out what was mapped while it holds our own process's memory, and both would wait for ever.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -73,13 +74,16 @@ impl Behind {
             Some(Node::File(bytes)) if may_be => bytes,
             _ => return Ok(None),
         };
-        if !self.bodies.contains_key(&id) {
-            let file = File::from(rustix::fs::memfd_create("goldsync-simdisk", MemfdFlags::CLOEXEC)?);
-            file.write_all_at(bytes, 0)?;
-            let known = open(&file)?;
-            self.bodies.insert(id, Body { file, known });
-        }
-        Ok(self.bodies.get(&id).map(|body| &body.known))
+        let body = match self.bodies.entry(id) {
+            Entry::Occupied(body) => body.into_mut(),
+            Entry::Vacant(place) => {
+                let file = File::from(rustix::fs::memfd_create("goldsync-simdisk", MemfdFlags::CLOEXEC)?);
+                file.write_all_at(bytes, 0)?;
+                let known = open(&file)?;
+                place.insert(Body { file, known })
+            }
+        };
+        Ok(Some(&body.known))
     }
 
     /// What was written by a mapping is as good as written, and as little synced.
@@ -155,7 +159,7 @@ impl Behind {
     }
 
     /// Carries out an operation and notes it. What is done to a file without a name cannot be found again, and is not noted.
-    fn perform(&mut self, op: Op) {
+    pub(super) fn perform(&mut self, op: Op) {
         let named = match op {
             Op::Write { id, .. } | Op::Punch { id, .. } | Op::Resize { id, .. } | Op::Sync { id } => {
                 self.tree.path_of(id).is_some()

@@ -61,22 +61,23 @@ impl Recording {
         Self { base: self.base.clone(), ops: [&self.ops[..at], &next.ops].concat() }
     }
 
+    /// The path that an operation is about; of names, the new one.
+    pub fn path(&self, at: usize) -> Option<PathBuf> {
+        let op = self.ops.get(at)?;
+        let mut tree = self.base.clone();
+        self.ops[..at].iter().for_each(|op| tree.apply(op));
+        match op {
+            Op::Write { id, .. } | Op::Punch { id, .. } | Op::Resize { id, .. } => tree.path_of(*id),
+            Op::Sync { id } | Op::SyncFolder { id } => tree.path_of(*id),
+            Op::Create { folder, name, .. } | Op::Remove { folder, name } => Some(tree.path_of(*folder)?.join(name)),
+            Op::Rename { to, new, .. } => Some(tree.path_of(*to)?.join(new)),
+        }
+    }
+
     /// An operation by its number, for people.
     pub fn name(&self, at: usize) -> String {
-        self.ops.get(at).map_or("the end".into(), |op| {
-            let mut tree = self.base.clone();
-            self.ops[..=at].iter().for_each(|op| tree.apply(op));
-            let path = |id| tree.path_of(id).map_or(String::new(), |path| format!(" ({})", path.display()));
-            match op {
-                Op::Write { id, .. } | Op::Punch { id, .. } | Op::Resize { id, .. } | Op::Sync { id } => {
-                    format!("{op:?}{}", path(*id))
-                }
-                Op::Create { folder, .. } | Op::Remove { folder, .. } | Op::Rename { folder, .. } => {
-                    format!("{op:?}{}", path(*folder))
-                }
-                Op::SyncFolder { id } => format!("{op:?}{}", path(*id)),
-            }
-        })
+        let path = self.path(at).map_or(String::new(), |path| format!(" ({})", path.display()));
+        self.ops.get(at).map_or("the end".into(), |op| format!("{op:?}{path}"))
     }
 }
 
@@ -114,6 +115,12 @@ impl SimDisk {
     /// Exchanges the whole disk. Nobody may have a file of it open who still wants it.
     pub fn exchange(&self, tree: &Tree) {
         self.behind().exchange(tree);
+    }
+
+    /// Does what somebody does who comes before the kernel: a boot loader.
+    pub fn perform(&self, ops: &[Op]) {
+        let mut behind = self.behind();
+        ops.iter().for_each(|op| behind.perform(op.clone()));
     }
 
     /// Notes what is done from now on, beginning with a disk at rest.

@@ -32,6 +32,11 @@ pub struct Rig {
 impl Rig {
     /// A node without an image. `None`, said loudly, where no disk can be simulated.
     pub async fn new(test: &str) -> Option<Self> {
+        Self::with(test, |_| {}).await
+    }
+
+    /// The same, changed before it enrols.
+    pub async fn with(test: &str, change: impl FnOnce(&mut Machine)) -> Option<Self> {
         let fleet = Fleet::start().await;
         let disk = match SimDisk::mount(&fleet.path("n1"), CAPACITY, Path::new("state/cache")) {
             Ok(disk) => disk,
@@ -40,13 +45,25 @@ impl Rig {
                 return None;
             }
         };
-        let node = fleet.node("n1").await;
+        let mut node = fleet.machine("n1");
+        change(&mut node);
+        node.write_config();
+        node.enrol(&fleet.operator).await;
         Some(Self { disk, node, fleet })
     }
 
     /// A node that runs the first of two images, from release `web:1`, and is to go to the second, `web:2`.
     pub async fn before_update(test: &str, seed: u64) -> Option<(Self, Image, Image)> {
-        let rig = Self::new(test).await?;
+        Self::before_update_with(test, seed, |_| {}).await
+    }
+
+    /// The same on a machine that was changed before.
+    pub async fn before_update_with(
+        test: &str,
+        seed: u64,
+        change: impl FnOnce(&mut Machine),
+    ) -> Option<(Self, Image, Image)> {
+        let rig = Self::with(test, change).await?;
         let (old, new) = images(seed);
         rig.fleet.ship(&old, "web:1").await;
         rig.node.sync().await.updated();
@@ -62,6 +79,9 @@ impl Rig {
     }
 }
 
+/// Operations of a recording that is short.
+const SHORT: usize = 50;
+
 /// An image of 1 MiB, and the next: some blocks are others, some are zero now, one part moved.
 pub fn images(seed: u64) -> (Image, Image) {
     let old = Image::new(seed, 1);
@@ -73,8 +93,8 @@ pub fn images(seed: u64) -> (Image, Image) {
 }
 
 /// How many disks are found at each operation beside the four plain ones: `GOLDSYNC_CUT_SEEDS`.
-fn seeds() -> u64 {
-    std::env::var("GOLDSYNC_CUT_SEEDS").map_or(2, |text| text.parse().expect("GOLDSYNC_CUT_SEEDS is a number"))
+pub fn seeds() -> u64 {
+    std::env::var("GOLDSYNC_CUT_SEEDS").map_or(1, |text| text.parse().expect("GOLDSYNC_CUT_SEEDS is a number"))
 }
 
 /// One verb, cut off everywhere.
@@ -82,6 +102,10 @@ pub struct Cuts<'a> {
     rig: &'a Rig,
     name: String,
     laws: Laws,
+    /// Which operations, by their paths.
+    at: fn(&Path) -> bool,
+    /// Whether the machine starts again before the next run.
+    restarts: bool,
     seen: HashSet<[u8; 32]>,
     operations: usize,
     points: u64,
@@ -92,7 +116,18 @@ impl<'a> Cuts<'a> {
     /// Begins. `name` says of what, for the replay: `GOLDSYNC_CUT=NAME:OPERATION:FATE`.
     pub fn of(rig: &'a Rig, name: impl Display, laws: &Laws) -> Self {
         let (seen, operations, points, again) = Default::default();
-        Self { rig, name: name.to_string(), laws: laws.clone(), seen, operations, points, again }
+        let (laws, at, restarts) = (laws.clone(), all as fn(&Path) -> bool, false);
+        Self { rig, name: name.to_string(), laws, at, restarts, seen, operations, points, again }
+    }
+
+    /// Only before and behind operations on such files.
+    pub fn only(self, at: fn(&Path) -> bool) -> Self {
+        Self { at, ..self }
+    }
+
+    /// The next run begins with a start of the machine: what it finds then is on the disk.
+    pub fn restarting(self) -> Self {
+        Self { restarts: true, ..self }
     }
 
     /// Cuts a recording at each operation, in all fates. After each cut `found` looks at the disk, `next` is the machine's next
@@ -105,9 +140,15 @@ impl<'a> Cuts<'a> {
         done: impl Fn(&Rig),
     ) {
         let only = std::env::var("GOLDSYNC_CUT").ok();
-        self.operations += recording.ops.len();
-        for at in 0..=recording.ops.len() {
-            for fate in Fate::all(seeds()) {
+        // What is short is cut in more ways.
+        let seeds = if recording.ops.len() < SHORT { 16 * seeds() } else { seeds() };
+        let about: Vec<bool> =
+            (0..recording.ops.len()).map(|at| recording.path(at).is_some_and(|path| (self.at)(&path))).collect();
+        self.operations += about.iter().filter(|about| **about).count();
+        let beside =
+            |at: &usize| about.get(*at) == Some(&true) || at.checked_sub(1).is_some_and(|before| about[before]);
+        for at in (0..=recording.ops.len()).filter(beside) {
+            for fate in Fate::all(seeds) {
                 let place = format!("{}:{at}:{fate:?}", self.name);
                 if only.as_ref().is_some_and(|only| *only != place) {
                     continue;
@@ -119,7 +160,7 @@ impl<'a> Cuts<'a> {
                     let next_run = self.once(&tree, &found, &next, &done).await;
                     // Everything kept is what a kill leaves, with power on: what was unsynced is so still.
                     let (joined, from) = match fate {
-                        Fate::Kept => (recording.killed(at, &next_run), at),
+                        Fate::Kept if !self.restarts => (recording.killed(at, &next_run), at),
                         _ => (next_run, 0),
                     };
                     self.second(joined, from, &found, &next, &done).await;
@@ -174,6 +215,16 @@ impl<'a> Cuts<'a> {
             "power cuts: {name}: {operations} operations, {points} cuts, {disks} different disks, {again} cut again"
         ));
     }
+}
+
+/// Whether a file has to do with what is started, and not with what is fetched, or believed of the server.
+pub fn concerns_starting(path: &Path) -> bool {
+    let others = ["a.img", "b.img", "state/trust", "state/cache", "state/lock", "cmdline"];
+    !others.iter().any(|other| path.starts_with(other))
+}
+
+fn all(_: &Path) -> bool {
+    true
 }
 
 /// Writes down what a story came to: on standard error, and in the file that `GOLDSYNC_TESTS_COUNTS` names.

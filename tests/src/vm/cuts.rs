@@ -29,8 +29,7 @@ const VERSIONS: [&str; 3] = ["1", "2", "3"];
 pub const ORDERS: &str = r#"
 while :; do
   do_or_say node sync --json
-  if grep -q '"outcome":"updated"' /tmp/done; then say "synced"; cd /; umount /state; exit 0; fi
-  do_or_say /usr/libexec/slots confirm "$(cat /dev/.slot)"
+  if ! grep -q '"outcome":"up_to_date"' /tmp/done; then say "synced"; umount /state; exit 0; fi
   say "golden $release"
   read -r line
 done

@@ -21,7 +21,7 @@ pub const QEMU: &str = "qemu-system-x86_64";
 
 /// How long a guest may be silent about what is waited for. It is no measure of anything: a boot takes 5 seconds of
 /// processor time, and other tests may have the processor.
-const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The memory of a guest.
 const MEMORY: &str = "512";

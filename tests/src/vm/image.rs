@@ -3,7 +3,7 @@
 //! ```text
 //! /sbin/init               tests/guest/init: state, network, then what the test orders
 //! /usr/bin/goldsync-agent  as it was built, without symbols, with its libraries
-//! /usr/libexec/            health: whether this image is well; slots: the program of the `command` back-end
+//! /usr/libexec/            health: whether this image is well; slots: the program of the `command` back-end; restart
 //! /boot/vmlinuz, initrd    for loaders that start a slot's own kernel
 //! /etc/release             NAME:VERSION
 //! /usr/share/payload       6 MiB, of which a release has 2 MiB of its own
@@ -102,6 +102,7 @@ fn system(parts: &Parts, tree: &Path, release: &str, flaw: Flaw) -> Result<()> {
     fs::write(tree.join("etc/release"), format!("{release}\n"))?;
     payload(&tree.join("usr/share/payload"), release)?;
     script(&tree.join("usr/libexec/slots"), SLOTS)?;
+    script(&tree.join("usr/libexec/restart"), "#!/bin/sh\nsync\nreboot -f\n")?;
     let well = if flaw == Flaw::Unhealthy { "echo 'the service does not answer' >&2\nexit 1\n" } else { "exit 0\n" };
     script(&tree.join("usr/libexec/health"), &format!("#!/bin/sh\n{well}"))?;
     match flaw {

@@ -360,11 +360,9 @@ mod tests {
 
     #[test]
     fn systemd_orders_versions_alike() {
-        let words = [
-            "0", "1", "1.1", "1.01", "1~a", "1-a", "1^a", "1.a", "a", "ab", "A", "10", "9", "1..2", "1.-2", "~", "1~~",
-            "2^^1",
-        ];
-        for (a, b) in words.iter().flat_map(|a| words.map(|b| (*a, b))) {
+        // Each pair is a process: few, but one for every rule.
+        let words = ["1", "1.01", "1~a", "1-a", "1^a", "1.a", "ab", "A", "10"];
+        for (a, b) in words.iter().enumerate().flat_map(|(at, a)| words[at..].iter().map(move |b| (*a, *b))) {
             let Ok(said) = Command::new("systemd-analyze").args(["compare-versions", a, b]).output() else {
                 eprintln!("skipped: systemd-analyze is not installed");
                 return;

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use goldsync_proto::verity::{RootHash, Sealed};
+
 use super::super::testing::{Machine, holds};
 use super::*;
 use crate::config::Kernel;
@@ -187,6 +189,9 @@ fn a_loader_that_would_start_another_entry_is_told_before_anything_changes() {
     assert_eq!(bench.whole(), before);
     bench.put("loader/loader.conf", "defaultx y\n# default z\n");
     refused("debian.conf would be started");
+    bench.put("loader/loader.conf", "default @saved\n");
+    refused("loader.conf says default @saved, and not slot b");
+    assert_eq!(bench.look(), (Some(A), None, None));
     bench.put("loader/loader.conf", "default\tgoldsync-*\n");
     let set: Vec<u8> = "debian.conf\0".encode_utf16().flat_map(u16::to_le_bytes).collect();
     let variable = bench.boot.efivars.join(DEFAULT_VARIABLE);
@@ -275,6 +280,28 @@ fn a_unified_image_and_a_fixed_kernel_are_named_too() {
     fixed.boot.retire(A).unwrap();
     let error = fixed.boot.activate(B, &holds(), 3).unwrap_err().to_string();
     assert!(error.contains("`activation.options` has {image}, but what slot a holds is not known"), "{error}");
+}
+
+#[test]
+fn a_sealed_image_hands_its_root_hash_to_the_entry() {
+    let kernel = Kernel::Unified { uki: "/vmlinuz".into() };
+    let bench = Bench::with(None, kernel, "roothash={root_hash} systemd.verity_root_options=hash-offset={hash_offset}");
+    let error = bench.boot.activate(A, &holds(), 3).unwrap_err().to_string();
+    assert!(error.contains("has {root_hash}, but what slot a holds is not known to be sealed"), "{error}");
+    let sealed = Sealed {
+        version: 1,
+        algorithm: "sha256".into(),
+        data_block_size: 4096,
+        hash_block_size: 4096,
+        data_blocks: 2,
+        hash_offset: 8192,
+        salt: Vec::new(),
+        root_hash: RootHash([0xab; 32]),
+    };
+    bench.boot.activate(A, &Holds { verity: Some(sealed), ..holds() }, 3).unwrap();
+    let entry = fs::read_to_string(bench.boot.folder().join("goldsync-a-1+3.conf")).unwrap();
+    let expected = format!("options  roothash={} systemd.verity_root_options=hash-offset=8192 ", "ab".repeat(32));
+    assert!(entry.contains(&expected), "{entry}");
 }
 
 #[test]
