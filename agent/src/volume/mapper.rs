@@ -162,7 +162,7 @@ fn target(sectors: u64, kind: &str, line: &str) -> Vec<u8> {
 /// The one target in an answer: its kind and its line. `None` if there are more, or fewer, or not all of it.
 fn only_target(answer: &[u8]) -> Option<(&str, &str)> {
     let word = |at: usize| field::<4>(answer, at).map(u32::from_ne_bytes);
-    if word(20)? != 1 || word(32)? & BUFFER_FULL != 0 {
+    if word(20)? != 1 || word(28)? & BUFFER_FULL != 0 {
         return None;
     }
     let spec = answer.get(word(16)? as usize..)?;
@@ -227,7 +227,7 @@ mod tests {
         assert_eq!((&target[24..31], &target[40..46]), (&b"verity\0"[..], &b"1 7:3\0"[..]));
         let message = message("goldsync-a-0", 0x0703, READ_ONLY, 1, &target);
         assert_eq!(message.len(), ROOM);
-        for (at, word) in [(0, 4), (12, ROOM as u32), (16, 312), (20, 1), (28, 0), (32, READ_ONLY)] {
+        for (at, word) in [(0, 4), (12, ROOM as u32), (16, 312), (20, 1), (28, READ_ONLY), (32, 0)] {
             assert_eq!(message[at..at + 4], word.to_ne_bytes(), "{at}");
         }
         assert_eq!((&message[40..48], &message[48..61]), (&0x0703_u64.to_ne_bytes()[..], &b"goldsync-a-0\0"[..]));
