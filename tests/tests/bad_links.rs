@@ -142,21 +142,21 @@ async fn every_kind_of_bad_line() {
 #[tokio::test(flavor = "multi_thread")]
 async fn lines_drawn_by_seed() {
     let lines = std::env::var("GOLDSYNC_TESTS_LINES").map_or(5, |text| text.parse().expect("GOLDSYNC_TESTS_LINES"));
-    let scene = Scene::new(190, 2, "silence = \"3 s\"\nslowest = \"1 KiB/s over 5 s\"").await;
+    let scene = Scene::new(190, 1, "silence = \"3 s\"\nslowest = \"1 KiB/s over 5 s\"").await;
     let mut failed = 0;
     for number in 0..lines {
         let mut seed = Seed::new(number);
         let ms = |seed: &mut Seed, most| Duration::from_millis(seed.below(most));
         let line = &scene.proxy;
-        line.lose(seed.below(80) as f64 / 1000.0, number);
-        line.delay(ms(&mut seed, 20));
-        line.jitter(ms(&mut seed, 20), number);
+        line.lose(seed.below(40) as f64 / 1000.0, number);
+        line.delay(ms(&mut seed, 10));
+        line.jitter(ms(&mut seed, 10), number);
         line.rate([u64::MAX, 10_000_000, 1_000_000][seed.below(3) as usize]);
         if seed.happens(0.5) {
-            line.rebind_after(seed.below(2 * MIB as u64));
+            line.rebind_after(seed.below(MIB as u64));
         }
         if seed.happens(0.3) {
-            let (way, at) = if seed.happens(0.5) { (Way::Up, 6_000) } else { (Way::Down, 2 * MIB as u64) };
+            let (way, at) = if seed.happens(0.5) { (Way::Up, 6_000) } else { (Way::Down, MIB as u64) };
             line.stall_after(way, seed.below(at));
         }
         let ran = scene.node.agent(&["sync"]).await;

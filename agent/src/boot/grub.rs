@@ -33,6 +33,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use goldsync_proto::verity::RootHash;
+
 use super::formats::grubenv::{Block, GrubenvError, SIZE};
 use super::{Activation, ActivationError, Booted, Effect, Holds, Look, overwrite};
 use crate::slot::SlotName;
@@ -232,6 +234,10 @@ impl Activation for Grub {
 
     fn takes_effect(&self) -> Effect {
         Effect::AtRestart
+    }
+
+    fn root_hash(&self) -> Option<RootHash> {
+        self.booted.root_hash()
     }
 }
 

@@ -25,6 +25,8 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use goldsync_proto::verity::RootHash;
+
 use super::formats::entry::{self, Name, Text};
 use super::formats::load_option;
 use super::inside::OpenInSlot;
@@ -356,6 +358,10 @@ impl Activation for SystemdBoot {
 
     fn takes_effect(&self) -> Effect {
         Effect::AtRestart
+    }
+
+    fn root_hash(&self) -> Option<RootHash> {
+        self.booted.root_hash()
     }
 }
 

@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
+use goldsync_proto::verity::RootHash;
+
 use super::formats::load_option::{LoadOption, SIZE_MAX, numbers};
 use super::{Activation, ActivationError, Booted, Effect, Holds, Look};
 use crate::slot::SlotName;
@@ -251,6 +253,10 @@ impl Activation for Uefi {
 
     fn takes_effect(&self) -> Effect {
         Effect::AtRestart
+    }
+
+    fn root_hash(&self) -> Option<RootHash> {
+        self.booted.root_hash()
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::Finding;
 use crate::config::{Backend, Config, Kernel, SystemdBoot};
 use crate::slot::{Identity, SlotName};
+use crate::volume::replaces_live;
 
 /// What `grub.cfg` is searched for; a site may generate it from several files.
 const SNIPPET: &str = "goldsync";
@@ -20,8 +21,23 @@ pub(super) fn all(config: &Config) -> Vec<Finding> {
         Backend::SystemdBoot(settings) => systemd_boot(settings),
         Backend::Uboot { env_config, .. } => vec![there("U-Boot's configuration of its environment", env_config)],
         Backend::Uefi { efivars, .. } => vec![there("the firmware's variables", efivars)],
+        Backend::Mount { target, .. } => vec![volume(target)],
         _ => Vec::new(),
     }
+}
+
+/// A volume needs a place, and a kernel that can replace it.
+fn volume(target: &Path) -> Finding {
+    let shown = target.display();
+    if !target.is_dir() {
+        return Finding::stops("volume", format!("the mount point {shown} is no folder"), format!("mkdir -p {shown}"));
+    }
+    if replaces_live() {
+        return Finding::fine("volume", format!("{shown} can be replaced while it is read"));
+    }
+    let cure =
+        "stop its readers and unmount it before each update, or take a kernel of 6.5 or later; see docs/boot/mount.md";
+    Finding::warning("volume", format!("this kernel cannot replace what is mounted on {shown} while it is read"), cure)
 }
 
 fn there(what: &str, path: &Path) -> Finding {

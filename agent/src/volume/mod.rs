@@ -191,7 +191,7 @@ impl Detached {
         self.move_to(point, MoveMountFlags::MOVE_MOUNT_BENEATH).map_err(|error| {
             // What the kernel does not know and what cannot be done here are both EINVAL to it; asking it first, and only then
             // its version, lets a kernel that was given the feature later have its way.
-            if error == Errno::INVAL && kernel().is_none_or(|kernel| kernel < (6, 5)) {
+            if error == Errno::INVAL && !replaces_live() {
                 let instead = "stop what reads the volume, unmount it and activate again; or activate by \"symlink\", or restart \
                                into the slot (a boot loader, `soft-reboot`)";
                 return too_old("replacing a mounted volume while it is read", "6.5", instead);
@@ -253,6 +253,11 @@ fn complaints(context: &OwnedFd) -> String {
 fn too_old(what: &'static str, needed: &'static str, instead: &'static str) -> VolumeError {
     let have = rustix::system::uname().release().to_string_lossy().into_owned();
     VolumeError::Kernel { what, needed, have, instead }
+}
+
+/// Whether this kernel is one that can replace a volume while it is read.
+pub fn replaces_live() -> bool {
+    kernel().is_some_and(|kernel| kernel >= (6, 5))
 }
 
 /// The kernel's version.
