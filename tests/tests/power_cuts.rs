@@ -5,10 +5,11 @@
 //! agent on it is the real one. `GOLDSYNC_CUT_SEEDS` sets how many ways of losing are tried at each operation, beside four plain
 //! ones; a failure names its place, and `GOLDSYNC_CUT` goes there alone.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use goldsync_tests::simdisk::cut::Laws;
+use goldsync_tests::simdisk::cut::{Fate, Laws};
 use goldsync_tests::simdisk::rig::{Cuts, Rig, concerns_starting, images};
+use goldsync_tests::simdisk::tree::Op;
 use goldsync_tests::{Image, Machine, damage};
 
 /// What the link leads to, if there is a link, must be one of these images.
@@ -130,6 +131,39 @@ async fn updated_after(
     Cuts::of(rig, name, &posix()).everywhere(recording, found, next, done).await;
 }
 
+/// Goal: what a killed run has not synced is not relied on: the link to the new image lasts before the next one is written over the old.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_release_after_a_kill() {
+    // A link in a folder of its own, that nothing else lets last.
+    let elsewhere = |node: &mut Machine| {
+        std::fs::create_dir(node.folder.join("links")).expect("a folder");
+        std::os::unix::fs::symlink("links/current", node.link()).expect("a link to the link");
+        let link = node.folder.join("links/current");
+        node.activation = format!("backend = \"symlink\"\nlink = \"{}\"\n", link.display());
+    };
+    let rig = Rig::before_update_with("a_newer_release_after_a_kill", 100, elsewhere).await;
+    let Some((rig, old, new)) = rig else { return };
+    let first = rig.record(async |node| drop(node.sync().await.updated())).await;
+    let linked = |at: &usize| {
+        matches!(first.ops[*at], Op::Rename { .. })
+            && first.path(*at).is_some_and(|path| path.ends_with("links/current"))
+    };
+    let at = 1 + (0..first.ops.len()).find(linked).expect("the link's rename");
+    let third = new.edited(101, 30);
+    rig.fleet.ship(&third, "web:3").await;
+    rig.disk.exchange(&first.cut(at, &posix(), Fate::Kept));
+    let second = rig.record(async |node| drop(node.sync().await.updated())).await;
+    let found = |rig: &Rig| starts(rig, &[&old, &new, &third]);
+    let next = async |rig: &Rig| drop(rig.node.sync().await.ok());
+    let done = |rig: &Rig| {
+        rig.node.runs(&third);
+        rig.node.tells_no_lie();
+    };
+    let slot_or_link = |path: &Path| path.starts_with("a.img") || path.starts_with("links");
+    let cuts = Cuts::of(&rig, "newer-after-kill", &posix()).only(slot_or_link).from(at);
+    cuts.everywhere(&first.killed(at, &second), found, next, done).await;
+}
+
 /// Goal: a download that is activated later: neither half activates what is not proven.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_download_and_an_activation() {
@@ -149,7 +183,7 @@ async fn a_download_and_an_activation() {
     let next = async |rig: &Rig| drop(rig.node.download().await.ok());
     Cuts::of(&rig, "download", &posix()).everywhere(&download, found, next, staged).await;
 
-    rig.disk.exchange(&download.cut(download.ops.len(), &posix(), goldsync_tests::simdisk::cut::Fate::Kept));
+    rig.disk.exchange(&download.cut(download.ops.len(), &posix(), Fate::Kept));
     let activation = rig.record(async |node| drop(node.activate().await.ok())).await;
     updated_after(&rig, "activate", &activation, &old, &new).await;
 }

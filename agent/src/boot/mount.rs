@@ -251,8 +251,13 @@ impl Activation for Mount {
         if let Some(top) = stack.last().filter(|top| **top != slot && stack.contains(&slot)) {
             self.show(*top, sealed(&self.record(*top)?))?;
         }
-        if self.choice()?.is_some_and(|choice| choice.slot == slot || choice.next() == slot) {
-            self.choose(Choice { slot: slot.other(), tries: None })?;
+        match self.choice()? {
+            Some(choice) if choice.slot == slot || choice.next() == slot => {
+                self.choose(Choice { slot: slot.other(), tries: None })?;
+            }
+            // It must last before the slot is written, and may be the work of a run that was killed before it synced.
+            Some(choice) => self.choose(choice)?,
+            None => {}
         }
         match self.released(slot, PATIENCE) {
             None => Ok(()),

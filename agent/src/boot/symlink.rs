@@ -30,6 +30,12 @@ impl Symlink {
         self.link.parent().unwrap_or(Path::new("/"))
     }
 
+    /// Lets the link last.
+    fn sync(&self) -> Result<(), ActivationError> {
+        let folder = self.folder();
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(Self::fail("syncing", folder))
+    }
+
     fn fail(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ActivationError {
         let path = path.to_owned();
         move |error| ActivationError::File { backend: "symlink", what, path, error }
@@ -54,9 +60,10 @@ impl Activation for Symlink {
         }
     }
 
-    /// The link does not lead there, or it would be the active slot.
+    /// The link does not lead there, or it would be the active slot. That must last before the slot is written: it may be the work of
+    /// a run that was killed before it synced.
     fn retire(&self, _slot: SlotName) -> Result<(), ActivationError> {
-        Ok(())
+        self.sync()
     }
 
     fn activate(&self, slot: SlotName, _holds: &Holds, _tries: u8) -> Result<(), ActivationError> {
@@ -77,8 +84,7 @@ impl Activation for Symlink {
         }
         std::os::unix::fs::symlink(target, &temporary).map_err(Self::fail("making", &temporary))?;
         fs::rename(&temporary, &self.link).map_err(Self::fail("renaming over", &self.link))?;
-        let folder = self.folder();
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(Self::fail("syncing", folder))
+        self.sync()
     }
 
     fn confirm(&self, _slot: SlotName) -> Result<(), ActivationError> {

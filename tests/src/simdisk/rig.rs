@@ -104,6 +104,8 @@ pub struct Cuts<'a> {
     laws: Laws,
     /// Which operations, by their paths.
     at: fn(&Path) -> bool,
+    /// The first that is cut.
+    from: usize,
     /// Whether the machine starts again before the next run.
     restarts: bool,
     seen: HashSet<[u8; 32]>,
@@ -116,13 +118,18 @@ impl<'a> Cuts<'a> {
     /// Begins. `name` says of what, for the replay: `GOLDSYNC_CUT=NAME:OPERATION:FATE`.
     pub fn of(rig: &'a Rig, name: impl Display, laws: &Laws) -> Self {
         let (seen, operations, points, again) = Default::default();
-        let (laws, at, restarts) = (laws.clone(), all as fn(&Path) -> bool, false);
-        Self { rig, name: name.to_string(), laws, at, restarts, seen, operations, points, again }
+        let (laws, at, from, restarts) = (laws.clone(), all as fn(&Path) -> bool, 0, false);
+        Self { rig, name: name.to_string(), laws, at, from, restarts, seen, operations, points, again }
     }
 
     /// Only before and behind operations on such files.
     pub fn only(self, at: fn(&Path) -> bool) -> Self {
         Self { at, ..self }
+    }
+
+    /// Only from an operation on: what is before was done by a run that was killed.
+    pub fn from(self, from: usize) -> Self {
+        Self { from, ..self }
     }
 
     /// The next run begins with a start of the machine: what it finds then is on the disk.
@@ -144,10 +151,10 @@ impl<'a> Cuts<'a> {
         let seeds = if recording.ops.len() < SHORT { 16 * seeds() } else { seeds() };
         let about: Vec<bool> =
             (0..recording.ops.len()).map(|at| recording.path(at).is_some_and(|path| (self.at)(&path))).collect();
-        self.operations += about.iter().filter(|about| **about).count();
+        self.operations += about.iter().skip(self.from).filter(|about| **about).count();
         let beside =
             |at: &usize| about.get(*at) == Some(&true) || at.checked_sub(1).is_some_and(|before| about[before]);
-        for at in (0..=recording.ops.len()).filter(beside) {
+        for at in (self.from..=recording.ops.len()).filter(beside) {
             for fate in Fate::all(seeds) {
                 let place = format!("{}:{at}:{fate:?}", self.name);
                 if only.as_ref().is_some_and(|only| *only != place) {
