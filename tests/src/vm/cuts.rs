@@ -82,9 +82,8 @@ pub fn cut(rig: &Rig, disk: &Disk, firmware: &Firmware, count: u64, seed: u64) -
         let moment = whole.mul_f64(seed.below(1100) as f64 / 1000.0);
         ensure!(!vm.run_for(moment)?, "the machine switched itself off:\n{}", vm.said());
         let marks = vm.marks();
-        let last =
-            marks.get(before..).and_then(<[_]>::last).map_or("go on", |mark| mark.split(' ').next().unwrap_or(""));
-        *tally.after.entry(last.to_owned()).or_default() += 1;
+        let last = marks.get(before..).and_then(|marks| marks.last()?.split(' ').next()).unwrap_or("go on").to_owned();
+        *tally.after.entry(last.clone()).or_default() += 1;
         vm.cut()?;
         tally.cuts += 1;
 
@@ -104,6 +103,7 @@ pub fn cut(rig: &Rig, disk: &Disk, firmware: &Firmware, count: u64, seed: u64) -
             .or_default() += 1;
         let end = vm.wait("golden").with_context(|| format!("after cut {}", tally.cuts))?;
         ensure!(end.ends_with(VERSIONS[next]), "cut {}: the next run ended with {end}", tally.cuts);
+        eprintln!("cut {} of {count}, after {last:?}: came back with {up}, then {end}", tally.cuts);
         at = next;
     }
     vm.cut()?;
