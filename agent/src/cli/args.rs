@@ -144,7 +144,7 @@ Examples:
     ///
     /// Reads the standby slot back once more, then switches in one atomic step. Refuses a slot that holds nothing proven,
     /// or what ran before (that is `rollback`). Where a boot loader starts the slots, it is told to try this one at the next
-    /// start, and to go back by itself if it does not come up. Where health is asked for ([health]), it is waited for: what is
+    /// start, and to go back by itself if it does not come up. Where health is asked for (`[health]`), it is waited for: what is
     /// not healthy by its deadline is left again.
     #[command(after_help = "\
 Activation by a program of yours (activation.backend = \"command\"):
@@ -173,7 +173,7 @@ active slot must succeed. After activation.time_limit it is killed, with all tha
     },
     /// Keep what is on trial, if it is healthy; go back if it is not; needs no server
     ///
-    /// Waits for health ([health]) until its deadline. The daemon does this by itself; this is for machines without one, and
+    /// Waits for health (`[health]`) until its deadline. The daemon does this by itself; this is for machines without one, and
     /// for a unit of yours. Does nothing if nothing is on trial.
     Confirm {
         /// Keep it without asking how it is

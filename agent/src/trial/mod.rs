@@ -17,7 +17,7 @@
 //! ```
 //! As long as a slot runs on trial, the other one is what there is to go back to, and is not written.
 //!
-//! [`standing`] decides, and knows no clock and no file; [`settle`] does what it decided.
+//! [`standing`] decides, and knows no clock and no file; [`settle()`] does what it decided.
 
 use crate::boot::{Effect, Look};
 use crate::journal::Trial;
