@@ -17,7 +17,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use goldsync_proto::content::{HEAD_LEN, detect};
+use goldsync_proto::content::detect;
+use goldsync_proto::limits::BLOCK;
 use goldsync_proto::verity::Sealed;
 use rustix::fs::CWD;
 use rustix::io::Errno;
@@ -219,9 +220,10 @@ fn attach(path: &Path) -> Result<Device, VolumeError> {
     }
 }
 
-/// The kernel's name for the file system that the image's first bytes tell.
+/// The kernel's name for the file system that the image's first block tells. No more is read: what is bad elsewhere is for who reads
+/// it to find.
 fn probe(path: &Path, device: &Device) -> Result<&'static str, VolumeError> {
-    let mut head = vec![0; HEAD_LEN as usize];
+    let mut head = vec![0; BLOCK as usize];
     let mut filled = 0;
     while let Some(rest) = head.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         match device.file.read_at(rest, filled as u64).map_err(VolumeError::io("reading", path))? {
