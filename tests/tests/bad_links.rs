@@ -142,7 +142,12 @@ async fn every_kind_of_bad_line() {
 #[tokio::test(flavor = "multi_thread")]
 async fn lines_drawn_by_seed() {
     let lines = std::env::var("GOLDSYNC_TESTS_LINES").map_or(5, |text| text.parse().expect("GOLDSYNC_TESTS_LINES"));
-    let scene = Scene::new(190, 1, "silence = \"3 s\"\nslowest = \"1 KiB/s over 5 s\"").await;
+    // More patience than a busy machine could use up on a line that was healed.
+    let patient = |config: &mut Config| {
+        (config.nodes.keep_alive, config.nodes.idle_timeout) = (Span::seconds(1), Span::seconds(10));
+    };
+    let scene =
+        Scene::on(Fleet::start_with(patient).await, 190, 1, "silence = \"10 s\"\nslowest = \"1 KiB/s over 20 s\"").await;
     let mut failed = 0;
     for number in 0..lines {
         let mut seed = Seed::new(number);
