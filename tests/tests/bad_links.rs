@@ -147,7 +147,8 @@ async fn lines_drawn_by_seed() {
         (config.nodes.keep_alive, config.nodes.idle_timeout) = (Span::seconds(1), Span::seconds(10));
     };
     let scene =
-        Scene::on(Fleet::start_with(patient).await, 190, 1, "silence = \"10 s\"\nslowest = \"1 KiB/s over 20 s\"").await;
+        Scene::on(Fleet::start_with(patient).await, 190, 1, "silence = \"10 s\"\nslowest = \"1 KiB/s over 20 s\"")
+            .await;
     let mut failed = 0;
     for number in 0..lines {
         let mut seed = Seed::new(number);

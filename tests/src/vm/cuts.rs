@@ -13,7 +13,7 @@
 //! simulated disk's task.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -46,8 +46,10 @@ pub struct Tally {
     pub came_back: BTreeMap<&'static str, u64>,
 }
 
-/// Cuts the power so many times. The machine runs version 1 from slot a, and is no node yet.
-pub fn cut(rig: &Rig, disk: &Disk, firmware: &Firmware, count: u64, seed: u64) -> Result<Tally> {
+/// Cuts the power so many times, or as often as it can be done in `limit`. The machine runs version 1 from slot a, and is no node
+/// yet.
+pub fn cut(rig: &Rig, disk: &Disk, firmware: &Firmware, count: u64, seed: u64, limit: Duration) -> Result<Tally> {
+    let until = Instant::now() + limit;
     let mut seed = Seed::new(seed);
     let mut tally = Tally::default();
     let images = VERSIONS.map(|version| rig.image(version, Flaw::None));
@@ -74,7 +76,7 @@ pub fn cut(rig: &Rig, disk: &Disk, firmware: &Firmware, count: u64, seed: u64) -
     vm.wait("golden")?;
     let whole = began.elapsed();
 
-    while tally.cuts < count {
+    while tally.cuts < count && Instant::now() < until {
         let (had, next) = (at, (at + 1) % VERSIONS.len());
         go_on(&mut vm, VERSIONS[next])?;
         let before = vm.marks().len();
