@@ -59,6 +59,8 @@ pub async fn verify(ctx: &mut Context) -> Result<DriftReport, UpdateError> {
 
 /// Replaces a drifted active slot by a whole copy of the same release.
 pub async fn repair(ctx: &mut Context) -> Result<Outcome, UpdateError> {
+    // As long as what runs is on trial, the other slot is the way back and no room for a repair.
+    update::settled(ctx).await?;
     let lock = ctx.journal.lock()?;
     let report = verify(ctx).await?;
     if report.drifted == 0 && report.found == report.image {
