@@ -140,6 +140,7 @@ async fn every_kind_of_bad_line() {
 /// Goal: whatever a seed draws (loss, delay, jitter, rate, other ports, a stall), a run comes through, or ends with exit code 4 and the old
 /// image; then the line is healed, and the next run comes through. `GOLDSYNC_TESTS_LINES` says how many lines are drawn.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes, and a machine that has nothing else to do: docs/PROOF.md says how to run it"]
 async fn lines_drawn_by_seed() {
     let lines = std::env::var("GOLDSYNC_TESTS_LINES").map_or(5, |text| text.parse().expect("GOLDSYNC_TESTS_LINES"));
     // More patience than a busy machine could use up on a line that was healed.
