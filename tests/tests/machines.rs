@@ -135,10 +135,11 @@ fn told_by_loader(test: &str, loader: Loader) -> Result<()> {
     rig.release("3", Flaw::NoInit)?;
     vm.type_line("go on")?;
     vm.wait("synced")?;
-    for attempt in 1..=loader.counted() {
-        ensure!(vm.wait("starting")? == "a", "attempt {attempt}: {:?}", vm.marks());
-    }
+    let before = vm.marks().len();
     ensure!(vm.wait("up")? == "story:2 b", "it did not go back: {:?}", vm.marks());
+    // Fewer only if a start came to nothing even before the initramfs: it is counted by the loader, not by what it starts.
+    let starts = vm.marks()[before..].iter().filter(|mark| **mark == "starting a").count();
+    ensure!(starts <= usize::from(loader.counted()), "{starts} starts of a: {:?}", vm.marks());
     let settled = vm.wait("settled")?;
     ensure!(settled.contains("story:3 was not kept"), "{settled}");
     let dead = vm.wait("explained")?;

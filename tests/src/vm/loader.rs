@@ -89,9 +89,9 @@ impl Loader {
         orders
     }
 
-    /// How many starts of a new image it counts here. UEFI gives it one; the others get two where that is cheapest.
+    /// How many starts of a new image it counts here: as few as show that it counts. UEFI gives it one.
     pub fn counted(self) -> u8 {
-        if self == Self::GrubBios { 2 } else { 1 }
+        if self == Self::Uefi { 1 } else { 2 }
     }
 
     /// Puts it on a disk; `None`, loudly, if this machine does not have it.
