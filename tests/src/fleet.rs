@@ -57,7 +57,16 @@ impl Fleet {
         Self::begin(&[], change).await
     }
 
-    /// The same, where nodes come to another address than loopback's.
+    /// One that has an image as `web:1`, and a node `n1` that runs it.
+    pub async fn with_node(image: &Image) -> (Self, Machine) {
+        let fleet = Self::start().await;
+        fleet.ship(image, "web:1").await;
+        let node = fleet.node("n1").await;
+        node.sync().await.updated();
+        (fleet, node)
+    }
+
+    /// One whose nodes come to another address than loopback's.
     pub async fn start_on(address: IpAddr, change: impl FnOnce(&mut Config)) -> Self {
         let listen = |config: &mut Config| {
             config.listen = (address, 0).into();

@@ -12,12 +12,9 @@ use goldsync_tests::{Fleet, Image, Machine, Proxy};
 
 /// A node that runs `web:1`, and a channel that has moved on to `web:2`.
 async fn scene(seed: u64, mib: usize) -> (Fleet, Machine, Image, Image) {
-    let fleet = Fleet::start().await;
     let old = Image::new(seed, mib);
     let new = old.edited(seed + 1000, 20);
-    fleet.ship(&old, "web:1").await;
-    let node = fleet.node("n1").await;
-    node.sync().await.updated();
+    let (fleet, node) = Fleet::with_node(&old).await;
     fleet.ship(&new, "web:2").await;
     (fleet, node, old, new)
 }

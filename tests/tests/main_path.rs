@@ -30,12 +30,9 @@ async fn cold() {
 /// A node that runs a known release fetches a pack: about what changed, and no more.
 #[tokio::test(flavor = "multi_thread")]
 async fn update_by_pack() {
-    let fleet = Fleet::start().await;
     let old = Image::new(2, 8);
     let new = old.edited(20, 40);
-    fleet.ship(&old, "web:1").await;
-    let node = fleet.node("n1").await;
-    node.sync().await.updated();
+    let (fleet, node) = Fleet::with_node(&old).await;
     fleet.ship(&new, "web:2").await;
     let account = node.sync().await.updated();
     node.runs(&new);
@@ -56,12 +53,9 @@ async fn update_by_pack() {
 /// A small change in a large binary costs a fraction of the blocks that it touches: packs have a prefix from the base.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_nudge_costs_less_than_its_blocks() {
-    let fleet = Fleet::start().await;
     let old = Image::noise(3, 4);
     let new = old.nudged(30, 200);
-    fleet.ship(&old, "web:1").await;
-    let node = fleet.node("n1").await;
-    node.sync().await.updated();
+    let (fleet, node) = Fleet::with_node(&old).await;
     fleet.ship(&new, "web:2").await;
     let account = node.sync().await.updated();
     node.runs(&new);
@@ -139,12 +133,9 @@ async fn golden_before_it_was_a_node() {
 /// A known base with drifted blocks stays on the way of packs: what the pack needs is repaired, then it is applied.
 #[tokio::test(flavor = "multi_thread")]
 async fn drifted_base_by_pack_with_repair() {
-    let fleet = Fleet::start().await;
     let old = Image::new(7, 8);
     let new = old.edited(70, 40);
-    fleet.ship(&old, "web:1").await;
-    let node = fleet.node("n1").await;
-    node.sync().await.updated();
+    let (fleet, node) = Fleet::with_node(&old).await;
     damage::flip(node.slot(SlotName::A), 71, 25);
     let drifted = goldsync_tests::image::b3sum(node.slot(SlotName::A));
     fleet.ship(&new, "web:2").await;
@@ -198,12 +189,9 @@ async fn download_now_activate_later() {
 /// Promotion back to an older release is an ordinary, signed act: nodes go back, and what they still hold is not fetched.
 #[tokio::test(flavor = "multi_thread")]
 async fn promotion_back() {
-    let fleet = Fleet::start().await;
     let old = Image::new(10, 4);
     let new = old.edited(100, 20);
-    fleet.ship(&old, "web:1").await;
-    let node = fleet.node("n1").await;
-    node.sync().await.updated();
+    let (fleet, node) = Fleet::with_node(&old).await;
     fleet.ship(&new, "web:2").await;
     node.sync().await.updated();
     fleet.operator.promote("web:1", "production").await;
@@ -218,11 +206,8 @@ async fn promotion_back() {
 /// A second sync moves under 2 KiB beyond the handshake and writes nothing at all.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_sync_is_a_no_op() {
-    let fleet = Fleet::start().await;
     let image = Image::new(11, 4);
-    fleet.ship(&image, "web:1").await;
-    let node = fleet.node("n1").await;
-    node.sync().await.updated();
+    let (fleet, node) = Fleet::with_node(&image).await;
     let before = node.stamps();
     let told = node.sync().await;
     let wire = told.wire.received + told.wire.sent;
@@ -271,11 +256,8 @@ async fn sparse_stays_sparse() {
 /// Drift is found block by block, and repaired through a standby copy; the drifted slot itself is not written.
 #[tokio::test(flavor = "multi_thread")]
 async fn drift_is_found_and_repaired() {
-    let fleet = Fleet::start().await;
     let image = Image::new(14, 4);
-    fleet.ship(&image, "web:1").await;
-    let node = fleet.node("n1").await;
-    node.sync().await.updated();
+    let (fleet, node) = Fleet::with_node(&image).await;
     node.agent(&["verify"]).await.ok();
     let flipped = damage::flip(node.slot(SlotName::A), 140, 5);
     let report = node.verify().await.ok();

@@ -203,11 +203,8 @@ async fn a_server_of_another_fleet() {
 /// Goal: every change says who did it, what, to what, and from where.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_change_is_in_the_audit_log() {
-    let fleet = Fleet::start().await;
     let image = Image::new(6, 1);
-    fleet.ship(&image, "web:1").await;
-    let node = fleet.node("n1").await;
-    node.sync().await.updated();
+    let (fleet, node) = Fleet::with_node(&image).await;
     fleet.operator.run(["fleet", "sync", "--channel", "production", "--allow-absent"]).await;
     fleet.operator.json(["node", "revoke", "n1"]).await;
     let audit = fleet.operator.audit().await;

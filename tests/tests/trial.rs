@@ -234,11 +234,8 @@ async fn a_machine_that_comes_up_sick() {
 /// Goal: outside of its window a daemon stages and waits, and says until when; a person is not made to wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_closed_window_is_waited_for_and_told() {
-    let fleet = Fleet::start().await;
     let (old, new) = (Image::noise(1, 1), Image::noise(2, 1));
-    fleet.ship(&old, "web:1").await;
-    let mut node = fleet.node("n1").await;
-    node.sync().await.updated();
+    let (fleet, mut node) = Fleet::with_node(&old).await;
     // Open for one minute, a while ago.
     let then = chrono::Utc::now() - chrono::TimeDelta::hours(2);
     let window = format!("{}-{}", then.format("%H:%M"), (then + chrono::TimeDelta::minutes(1)).format("%H:%M"));
@@ -261,11 +258,8 @@ async fn a_closed_window_is_waited_for_and_told() {
 /// Goal: more bytes than the budget: nothing is fetched, and the node says what it would take and what to do.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_update_over_the_budget_is_refused_before_it_is_fetched() {
-    let fleet = Fleet::start().await;
     let (old, new) = (Image::noise(1, 4), Image::noise(2, 4));
-    fleet.ship(&old, "web:1").await;
-    let mut node = fleet.node("n1").await;
-    node.sync().await.updated();
+    let (fleet, mut node) = Fleet::with_node(&old).await;
     fleet.ship(&new, "web:2").await;
     node.more = "[budget]\nupdate = \"1 GiB\"\n[[budget.link]]\nclass = \"dear\"\ninterfaces = [\"lo\"]\nupdate = \"256 KiB\"\n".into();
     node.write_config();
@@ -286,11 +280,8 @@ async fn an_update_over_the_budget_is_refused_before_it_is_fetched() {
 /// `explain` says why on both sides.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_orders_the_fleet_back() {
-    let fleet = Fleet::start().await;
     let (old, new) = (Image::noise(1, 1), Image::noise(2, 1));
-    fleet.ship(&old, "web:1").await;
-    let node = fleet.node("n1").await;
-    node.sync().await.updated();
+    let (fleet, node) = Fleet::with_node(&old).await;
     fleet.ship(&new, "web:2").await;
     node.sync().await.updated();
     let daemon = node.daemon();

@@ -59,12 +59,9 @@ async fn a_tree_with_another_salt_does_not_travel() {
 /// With the same salt most hashes are the base's: those are copied, and only what is new is derived.
 #[tokio::test(flavor = "multi_thread")]
 async fn hashes_that_the_base_has_are_copied() {
-    let fleet = Fleet::start().await;
     let data = Image::noise(2, 16);
     let (old, new) = (data.hashed(b"salt"), data.edited(22, 3).hashed(b"salt"));
-    fleet.ship(&old, "web:1").await;
-    let node = fleet.node("n1").await;
-    node.sync().await.updated();
+    let (fleet, node) = Fleet::with_node(&old).await;
     fleet.ship(&new, "web:2").await;
     let account = node.sync().await.updated();
     node.runs(&new);
@@ -80,12 +77,9 @@ async fn hashes_that_the_base_has_are_copied() {
 /// Drifted data makes wrong hashes. Once it is mended, they are derived again, and still do not travel.
 #[tokio::test(flavor = "multi_thread")]
 async fn drifted_data_is_mended_and_derived_from_again() {
-    let fleet = Fleet::start().await;
     let data = Image::noise(3, 16);
     let (old, new) = (data.hashed(b"one"), data.edited(33, 5).hashed(b"two"));
-    fleet.ship(&old, "web:1").await;
-    let node = fleet.node("n1").await;
-    node.sync().await.updated();
+    let (fleet, node) = Fleet::with_node(&old).await;
     damage::flip(node.slot(SlotName::A), 34, 8);
     fleet.ship(&new, "web:2").await;
     let account = node.sync().await.updated();
@@ -98,13 +92,10 @@ async fn drifted_data_is_mended_and_derived_from_again() {
 /// A run that is stopped before the tree is made goes on; so does one that is stopped after it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_run_derives_again() {
-    let fleet = Fleet::start().await;
     let data = Image::noise(4, 16);
     let edited = data.edited(44, 100);
     let (old, new) = (data.hashed(b"one"), edited.hashed(b"two"));
-    fleet.ship(&old, "web:1").await;
-    let node = fleet.node("n1").await;
-    node.sync().await.updated();
+    let (fleet, node) = Fleet::with_node(&old).await;
     fleet.ship(&new, "web:2").await;
     // A standby slot as a killed run leaves it: all data there and a third of the tree, one block of it torn.
     let there = data.bytes.len() + 12 * BLOCK;
@@ -122,12 +113,9 @@ async fn an_interrupted_run_derives_again() {
 /// A plan that lies about a tree costs its blocks, fetched plainly, and nothing else: no loop, no other image.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plan_that_lies_about_a_tree() {
-    let fleet = Fleet::start().await;
     let data = Image::noise(5, 4);
     let (old, new) = (data.hashed(b"one"), data.hashed(b"two"));
-    fleet.ship(&old, "web:1").await;
-    let node = fleet.node("n1").await;
-    node.sync().await.updated();
+    let (fleet, node) = Fleet::with_node(&old).await;
     fleet.ship(&new, "web:2").await;
     let (blocks, geometry) = ((data.len() / BLOCK as u64) as u32, Geometry::new(new.len()).expect("a size"));
     let tree = Tree { data: 0, blocks, at: blocks + 1, salted: Salted::Before, salt: b"no".to_vec() };

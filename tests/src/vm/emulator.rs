@@ -19,6 +19,9 @@ use super::console::{self, Lines};
 /// The emulator.
 pub const QEMU: &str = "qemu-system-x86_64";
 
+/// The emulator of boards.
+pub const QEMU_ARM: &str = "qemu-system-arm";
+
 /// How long a guest may say nothing at all. It is no measure of anything: a boot takes 5 to 10 seconds of processor time, and
 /// other tests may have the processor.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -50,6 +53,15 @@ pub enum Firmware {
         /// Its variables.
         vars: PathBuf,
     },
+    /// A board's first program, which looks for U-Boot on its card.
+    Board,
+}
+
+impl Firmware {
+    /// The emulator that has it.
+    fn emulator(&self) -> &'static str {
+        if matches!(self, Self::Board) { QEMU_ARM } else { QEMU }
+    }
 }
 
 /// A machine that is switched on.
@@ -71,9 +83,10 @@ impl Vm {
         fs::write(&paper, script)?;
         // The guest must not outlive a test that was killed.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", QEMU]).args(arguments(firmware, disk, &paper));
+        let emulator = firmware.emulator();
+        command.args(["--pdeathsig", "KILL", "--", emulator]).args(arguments(firmware, disk, &paper));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("start {QEMU}"))?;
+        let mut child = command.spawn().with_context(|| format!("start {emulator}"))?;
         let (sender, lines) = channel();
         let console = child.stdout.take().context("the guest's console")?;
         let keyboard = child.stdin.take().context("the guest's keyboard")?;
@@ -190,50 +203,38 @@ fn read(mut pipe: impl Read, mut take: impl FnMut(String) -> bool) {
 }
 
 fn arguments(firmware: &Firmware, disk: &Path, orders: &Path) -> Vec<OsString> {
-    let machine = if matches!(firmware, Firmware::Uefi { .. }) { "q35" } else { "pc" };
-    let mut words: Vec<OsString> = [
-        "-accel",
-        // The machine has one processor, and need not be kept in step with others: a tenth faster.
-        "tcg,thread=single",
-        "-cpu",
-        "max",
-        "-m",
-        MEMORY,
-        "-machine",
-        machine,
-        "-display",
-        "none",
-        "-serial",
-        "stdio",
-        "-monitor",
-        "none",
-        "-netdev",
-        "user,id=net",
-        "-device",
-        "virtio-net-pci,netdev=net,romfile=",
-    ]
-    .map(OsString::from)
-    .to_vec();
-    let mut pair = |name: &str, value: OsString| words.extend([OsString::from(name), value]);
+    let mut words = split("-display none -serial stdio -monitor none");
     let drive = |options: &str, file: &Path| {
         let mut value = OsString::from(format!("{options},format=raw,file="));
         value.push(file);
-        value
+        [OsString::from("-drive"), value]
     };
+    if matches!(firmware, Firmware::Board) {
+        words.extend(split("-machine orangepi-pc -nic none"));
+        words.extend(drive("if=sd", disk));
+        return words;
+    }
+    // The machine has one processor, and need not be kept in step with others: a tenth faster than with threads.
+    words.extend(split(&format!("-accel tcg,thread=single -cpu max -m {MEMORY}")));
+    words.extend(split("-netdev user,id=net -device virtio-net-pci,netdev=net,romfile="));
     // What the guest has flushed is in the host's page cache, and that outlives the emulator.
-    pair("-drive", drive("if=virtio,cache=writeback", disk));
-    pair("-drive", drive("if=virtio,readonly=on", orders));
+    words.extend(drive("if=virtio,cache=writeback", disk));
+    words.extend(drive("if=virtio,readonly=on", orders));
     match firmware {
         Firmware::Kernel { kernel, initrd, append } => {
-            pair("-kernel", kernel.into());
-            pair("-initrd", initrd.into());
-            pair("-append", format!("{} {append}", super::KERNEL_WORDS).into());
+            words.extend(["-kernel".into(), kernel.into(), "-initrd".into(), initrd.into()]);
+            words.extend(["-append".into(), format!("{} {append}", super::KERNEL_WORDS).into()]);
         }
-        Firmware::Bios => {}
         Firmware::Uefi { code, vars } => {
-            pair("-drive", drive("if=pflash,readonly=on", code));
-            pair("-drive", drive("if=pflash", vars));
+            words.extend(split("-machine q35"));
+            words.extend(drive("if=pflash,readonly=on", code));
+            words.extend(drive("if=pflash", vars));
         }
+        Firmware::Bios | Firmware::Board => {}
     }
     words
+}
+
+fn split(words: &str) -> Vec<OsString> {
+    words.split_whitespace().map(OsString::from).collect()
 }

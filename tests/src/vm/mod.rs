@@ -7,9 +7,12 @@
 //!           ├─▶ Loader a boot loader, put on it
 //!           └─▶ Vm     the emulator at work on it; its console, line by line  (console: what a line is)
 //! ```
+//! [`Board`] is another machine altogether: one that U-Boot starts.
+//!
 //! Nothing is mounted and no loop device is used: tools write file systems into files, and read them afterwards. The
 //! server runs on the host, outside; the guest reaches it as [`HOST`].
 
+pub mod board;
 pub mod console;
 pub mod cuts;
 pub mod disk;
@@ -20,6 +23,7 @@ pub mod loader;
 pub mod parts;
 pub mod rig;
 
+pub use board::Board;
 pub use disk::Disk;
 pub use emulator::{Firmware, Vm};
 pub use image::{Flaw, Kind};
