@@ -9,12 +9,16 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use goldsync_tests::disk::skip;
 use goldsync_tests::vm::rig::slot_with;
 use goldsync_tests::vm::{Firmware, Flaw, Kind, Layout, Loader, Part, Rig, Table, Vm, cuts, image};
+use serde_json::Value;
+
+/// How long an operator waits for what a machine has yet to say. No measure of anything.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 const LAYOUT: Layout = Layout { table: Table::Mbr, esp: 40, slot: 64, state: 24 };
 
@@ -266,6 +270,81 @@ esac"#,
     vm.off()?;
     eprintln!("{test}: {wrong}");
     Ok(())
+}
+
+/// systemd starts the daemon, and the daemon starts user space again: the machine is told of a release, and then of one that is not
+/// well, and nobody types anything. The kernel stays the same one all along.
+#[test]
+fn soft_reboot() -> Result<()> {
+    let test = "soft_reboot";
+    let Some(rig) = Rig::open(test, env!("CARGO_BIN_EXE_goldsync-demo"), Kind::Systemd)? else { return Ok(()) };
+    if rig.parts.optional(test, "userland").is_none() {
+        return Ok(());
+    }
+    rig.release("1", Flaw::None)?;
+    let disk = rig.systemd_disk("machine", Layout { slot: 100, ..LAYOUT })?;
+    let Some(firmware) = Loader::GrubBios.install(&rig, test, &disk)? else { return Ok(()) };
+
+    let mut vm = Vm::start(&firmware, &disk.path, &rig.enrolment()?)?;
+    ensure!(vm.wait("up")? == "story:1 a", "it began with {:?}", vm.marks());
+    let (kernel, mut uptime) = kernel(&mut vm)?;
+    let systemd = vm.wait("systemd")?;
+    shown(&rig, &mut vm, "runs story:1", |node| node["report"]["active"]["release"] == "story:1")?;
+
+    let second = rig.release("2", Flaw::None)?;
+    let mut same_kernel = |vm: &mut Vm, expected: &str| -> Result<()> {
+        ensure!(vm.wait("up")? == expected, "not {expected}: {:?}", vm.marks());
+        let (again, later) = self::kernel(vm)?;
+        ensure!(again == kernel && later > uptime, "the kernel was started again: {:?}", vm.marks());
+        uptime = later;
+        Ok(())
+    };
+    same_kernel(&mut vm, "story:2 b")?;
+    shown(&rig, &mut vm, "keeps story:2", |node| {
+        node["current"] == true && node["report"]["trial"].is_null() && node["report"]["active"]["release"] == "story:2"
+    })?;
+
+    rig.release("3", Flaw::Unhealthy)?;
+    same_kernel(&mut vm, "story:3 a")?;
+    same_kernel(&mut vm, "story:2 b")?;
+    let back = shown(&rig, &mut vm, "is back from story:3", |node| {
+        node["report"]["held"][0]["release"] == "story:3" && node["report"]["trial"].is_null()
+    })?;
+    ensure!(back["report"]["active"]["release"] == "story:2", "{back}");
+    let why = back["report"]["held"][0]["why"].to_string();
+    ensure!(why.contains("the service does not answer") && why.contains("went back to story:2"), "{why}");
+    vm.type_line("off")?;
+    vm.off()?;
+    ensure!(slot_with(&disk, &second)? == Some("b"), "slot b is not story:2");
+    // What a real start takes is the same.
+    let block = String::from_utf8_lossy(&disk.esp_read("/grub/grubenv")?).into_owned();
+    ensure!(block.contains("goldsync_slot=b\ngoldsync_tries=-\ngoldsync_good=b\n"), "{block}");
+    eprintln!("{test}: systemd {systemd}; {:?}; {why}", vm.marks());
+    Ok(())
+}
+
+/// Which run of the kernel a machine is in, and for how long.
+fn kernel(vm: &mut Vm) -> Result<(String, f64)> {
+    let said = vm.wait("kernel")?;
+    let (run, uptime) = said.split_once(' ').context("a run and its time")?;
+    Ok((run.to_owned(), uptime.parse()?))
+}
+
+/// The one node, as the operator sees it, once `wanted` is true of it.
+fn shown(rig: &Rig, vm: &mut Vm, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let nodes = rig.scene.server.goldsync(["fleet", "status", "--json"])?.ok()?.json()?;
+        if wanted(&nodes[0]) {
+            return Ok(nodes[0].clone());
+        }
+        ensure!(Instant::now() < until, "the node never {what}: {nodes}\n{}", vm.said());
+        ensure!(
+            !vm.run_for(Duration::from_millis(500))?,
+            "the machine went off before the node {what}:\n{}",
+            vm.said()
+        );
+    }
 }
 
 /// The plug is pulled at random moments of updates: whatever starts then is a whole release, and the next run finishes. As many
