@@ -286,32 +286,28 @@ fn soft_reboot() -> Result<()> {
     let Some(firmware) = Loader::GrubBios.install(&rig, test, &disk)? else { return Ok(()) };
 
     let mut vm = Vm::start(&firmware, &disk.path, &rig.enrolment()?)?;
-    ensure!(vm.wait("up")? == "story:1 a", "it began with {:?}", vm.marks());
-    let (kernel, mut uptime) = kernel(&mut vm)?;
-    let systemd = vm.wait("systemd")?;
+    let first = Start::of(&mut vm)?;
+    ensure!(first.release == "story:1 a", "it began with {first:?}");
     shown(&rig, &mut vm, "runs story:1", |node| node["report"]["active"]["release"] == "story:1")?;
 
     let second = rig.release("2", Flaw::None)?;
-    let mut same_kernel = |vm: &mut Vm, expected: &str| -> Result<()> {
-        ensure!(vm.wait("up")? == expected, "not {expected}: {:?}", vm.marks());
-        let (again, later) = self::kernel(vm)?;
-        ensure!(again == kernel && later > uptime, "the kernel was started again: {:?}", vm.marks());
-        uptime = later;
-        Ok(())
-    };
-    same_kernel(&mut vm, "story:2 b")?;
+    let updated = Start::of(&mut vm)?;
+    ensure!(updated.release == "story:2 b" && updated.follows(&first), "{first:?}, then {updated:?}");
     shown(&rig, &mut vm, "keeps story:2", |node| {
         node["current"] == true && node["report"]["trial"].is_null() && node["report"]["active"]["release"] == "story:2"
     })?;
 
     rig.release("3", Flaw::Unhealthy)?;
-    same_kernel(&mut vm, "story:3 a")?;
-    same_kernel(&mut vm, "story:2 b")?;
-    let back = shown(&rig, &mut vm, "is back from story:3", |node| {
-        node["report"]["held"][0]["release"] == "story:3" && node["report"]["trial"].is_null()
+    let unwell = Start::of(&mut vm)?;
+    ensure!(unwell.release == "story:3 a" && unwell.follows(&updated), "{updated:?}, then {unwell:?}");
+    let back = Start::of(&mut vm)?;
+    ensure!(back.release == "story:2 b" && back.follows(&unwell), "{unwell:?}, then {back:?}");
+    let node = shown(&rig, &mut vm, "is back from story:3", |node| {
+        node["report"]["trial"].is_null()
+            && node["report"]["active"]["release"] == "story:2"
+            && node["report"]["held"][0]["release"] == "story:3"
     })?;
-    ensure!(back["report"]["active"]["release"] == "story:2", "{back}");
-    let why = back["report"]["held"][0]["why"].to_string();
+    let why = node["report"]["held"][0]["why"].to_string();
     ensure!(why.contains("the service does not answer") && why.contains("went back to story:2"), "{why}");
     vm.type_line("off")?;
     vm.off()?;
@@ -319,15 +315,39 @@ fn soft_reboot() -> Result<()> {
     // What a real start takes is the same.
     let block = String::from_utf8_lossy(&disk.esp_read("/grub/grubenv")?).into_owned();
     ensure!(block.contains("goldsync_slot=b\ngoldsync_tries=-\ngoldsync_good=b\n"), "{block}");
-    eprintln!("{test}: systemd {systemd}; {:?}; {why}", vm.marks());
+    eprintln!("{test}: {first:?}, {updated:?}, {unwell:?}, {back:?}; {why}");
     Ok(())
 }
 
-/// Which run of the kernel a machine is in, and for how long.
-fn kernel(vm: &mut Vm) -> Result<(String, f64)> {
-    let said = vm.wait("kernel")?;
-    let (run, uptime) = said.split_once(' ').context("a run and its time")?;
-    Ok((run.to_owned(), uptime.parse()?))
+/// What a machine with systemd says when it has started.
+#[derive(Debug)]
+struct Start {
+    /// Release and slot.
+    release: String,
+    /// The kernel's name for this run of it.
+    kernel: String,
+    /// How long that runs.
+    uptime: f64,
+    /// systemd's version, and how often it has started user space on this kernel, if it counts that: it does from 256 on.
+    systemd: (u32, Option<u32>),
+}
+
+impl Start {
+    fn of(vm: &mut Vm) -> Result<Self> {
+        let release = vm.wait("up")?;
+        let kernel = vm.wait("kernel")?;
+        let (kernel, uptime) = kernel.split_once(' ').context("a run of the kernel and its time")?;
+        let systemd = vm.wait("systemd")?;
+        let (version, count) = systemd.split_once(' ').context("a version and a count")?;
+        let count = if count.is_empty() { None } else { Some(count.parse()?) };
+        Ok(Self { release, kernel: kernel.into(), uptime: uptime.parse()?, systemd: (version.parse()?, count) })
+    }
+
+    /// Whether this is the next start of user space, on the same kernel.
+    fn follows(&self, before: &Self) -> bool {
+        let counted = self.systemd.1 == before.systemd.1.map(|count| count + 1);
+        self.kernel == before.kernel && self.uptime > before.uptime && counted
+    }
 }
 
 /// The one node, as the operator sees it, once `wanted` is true of it.

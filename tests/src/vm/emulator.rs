@@ -205,7 +205,9 @@ fn arguments(firmware: &Firmware, disk: &Path, orders: &Path) -> Vec<OsString> {
         // The machine has one processor, and need not be kept in step with others: a tenth faster.
         "tcg,thread=single",
         "-cpu",
-        "max",
+        // Without what makes a real processor fill and copy memory fast: an emulator does that byte by byte, and looks each time
+        // whether code is overwritten, so that a page that held much code takes it ages to clear.
+        "max,erms=off,fsrm=off",
         "-m",
         MEMORY,
         "-machine",
