@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use goldsync_tests::disk::skip;
+use goldsync_tests::scene::{CHANNEL, NAME};
 use goldsync_tests::vm::rig::slot_with;
 use goldsync_tests::vm::{Firmware, Flaw, Kind, Layout, Loader, Part, Rig, Table, Vm, cuts, image};
 use serde_json::Value;
@@ -214,11 +215,7 @@ esac"#,
 fn verity_catches_a_turned_block() -> Result<()> {
     let test = "verity_catches_a_turned_block";
     let Some(rig) = rig(test)? else { return Ok(()) };
-    let veritysetup = Path::new("/usr/sbin/veritysetup");
-    if !veritysetup.is_file() {
-        skip(test, "veritysetup is not installed; run scripts/install-packages vm");
-        return Ok(());
-    }
+    let Some(veritysetup) = veritysetup(test) else { return Ok(()) };
     let image = rig.image("2", Flaw::None)?;
     let offset = fs::metadata(&image)?.len();
     let hash = image::seal(&image)?;
@@ -269,6 +266,75 @@ esac"#,
     vm.wait("whole")?;
     vm.off()?;
     eprintln!("{test}: {wrong}");
+    Ok(())
+}
+
+/// What opens dm-verity in an initramfs; says loudly if it is not there.
+fn veritysetup(test: &str) -> Option<&'static Path> {
+    let program = Path::new(image::VERITYSETUP);
+    if !program.is_file() {
+        skip(test, "veritysetup is not installed; run scripts/install-packages vm");
+        return None;
+    }
+    Some(program)
+}
+
+/// A release is sealed when it is published. Its root hash comes to the loader's entry, and so to the kernel's command line: the machine
+/// reads its root through it. An agent that has forgotten what the slot holds knows it by that hash, and does not read the slot.
+#[test]
+fn root_hash_by_the_loaders_entry() -> Result<()> {
+    let (test, loader) = ("root_hash_by_the_loaders_entry", Loader::SystemdBoot);
+    let Some(rig) = Rig::open(test, env!("CARGO_BIN_EXE_goldsync-demo"), Kind::Sealed)? else { return Ok(()) };
+    if veritysetup(test).is_none() {
+        return Ok(());
+    }
+    rig.release("1", Flaw::None)?;
+    let words = "goldsync.load=verity goldsync.roothash={root_hash} goldsync.hashoffset={hash_offset} ";
+    let activation = loader.activation().replace("options = \"", &format!("options = \"{words}"));
+    let disk = rig.disk("machine", Layout { table: loader.table(), esp: 80, slot: 72, ..LAYOUT }, &activation)?;
+    let Some(firmware) = loader.install(&rig, test, &disk)? else { return Ok(()) };
+    let orders = rig.orders(
+        r#"
+# In sectors of 512 bytes.
+read_so_far() { awk '{ print $3 }' /sys/class/block/vda3/stat; }
+case $release in
+  story:1) do_or_say node sync; say "synced"; again ;;
+  story:2)
+    say "root $(awk '$2 == "/" && $1 != "rootfs" { print $1 }' /proc/mounts) $(tr ' ' '\n' </proc/cmdline | sed -n 's/^goldsync.roothash=//p')"
+    do_or_say node confirm
+    rm /state/goldsync/slots/b.json
+    before=$(read_so_far)
+    do_or_say node sync
+    say "known $(($(read_so_far) - before)) $(tr '\n' ' ' </tmp/done)"
+    do_or_say node status
+    say "status $(tr '\n' ' ' </tmp/done)"
+    off
+    ;;
+esac"#,
+    );
+    let image = rig.image("2", Flaw::None)?;
+    let path = image.to_str().context("a path as text")?;
+    let publish = ["publish", path, "--name", NAME, "--version", "2", "--verity", "--quiet", "--json"];
+    rig.scene.server.goldsync(publish)?.ok()?;
+    rig.scene.server.promote(&format!("{NAME}:2"), CHANNEL)?;
+    let shown = rig.scene.server.goldsync(["release", "show", &format!("{NAME}:2"), "--json"])?.ok()?.json()?;
+    let signed = shown["manifest"]["verity"]["root_hash"].as_str().with_context(|| format!("no root hash: {shown}"))?;
+
+    // The factory's image is not sealed.
+    let mut vm = Vm::start(&firmware, &disk.path, &orders)?;
+    ensure!(vm.wait("up")? == "story:1 a", "it began with {:?}", vm.marks());
+    vm.wait("synced")?;
+    ensure!(vm.wait("up")? == "story:2 b", "it went on with {:?}", vm.marks());
+    let root = vm.wait("root")?;
+    ensure!(root == format!("/dev/mapper/root {signed}"), "{root}, and {signed} is signed");
+    let known = vm.wait("known")?;
+    let (sectors, said) = known.split_once(' ').context("sectors, and what was said")?;
+    // What programs read of their own files, and not the slot.
+    ensure!(sectors.parse::<u64>()? * 512 < fs::metadata(&image)?.len() / 4, "the slot was read: {known}");
+    ensure!(said.contains("story:2"), "{said}");
+    let status = vm.wait("status")?;
+    vm.off()?;
+    eprintln!("{test}: {root}; {known}; {status}");
     Ok(())
 }
 

@@ -9,8 +9,8 @@
 //! /usr/share/payload       6 MiB, of which a release has 2 MiB of its own
 //! ```
 //! ext4 without a journal, the same bytes whenever it is made from the same parts. A *small* image has neither kernel nor
-//! agent: the emulator loads the one, and the other lies on the state partition. It is for stories told hundreds of times. One with
-//! *systemd* has another userland around the same kernel, agent, release and health: see [`super::userland`].
+//! agent: the emulator loads the one, and the other lies on the state partition. It is for stories told hundreds of times. A
+//! *sealed* one's initramfs can open dm-verity. One with *systemd* has another userland around the same kernel, agent, release and health: see [`super::userland`].
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -25,6 +25,9 @@ use crate::programs::Run;
 use crate::seed::Seed;
 
 const INIT: &str = include_str!("../../guest/init");
+/// What opens dm-verity before there is a root.
+pub const VERITYSETUP: &str = "/usr/sbin/veritysetup";
+
 const SLOTS: &str = include_str!("../../guest/slots");
 
 /// What an image has in it.
@@ -34,6 +37,8 @@ pub enum Kind {
     Whole,
     /// No kernel, and no agent.
     Small,
+    /// Everything, and an initramfs that can open dm-verity.
+    Sealed,
     /// Everything, with Debian's systemd as the first program and the agent as its service.
     Systemd,
 }
@@ -44,6 +49,7 @@ impl Kind {
         match self {
             Self::Whole => 52,
             Self::Small => 16,
+            Self::Sealed => 68,
             Self::Systemd => 96,
         }
     }
@@ -67,14 +73,16 @@ pub fn make(parts: &Parts, scratch: &Path, kind: Kind, release: &str, flaw: Flaw
     let tree = tempfile::tempdir_in(scratch)?;
     let agent = parts.agent(scratch)?;
     match kind {
-        Kind::Whole | Kind::Small => system(parts, &agent, tree.path(), flaw)?,
+        Kind::Whole | Kind::Small | Kind::Sealed => system(parts, &agent, tree.path(), flaw)?,
         Kind::Systemd => userland::system(parts, &agent, tree.path(), release, flaw)?,
     }
     contents(tree.path(), release, flaw)?;
     if kind != Kind::Small {
         fs::copy(&agent, tree.path().join("usr/bin/goldsync-agent"))?;
         fs::copy(parts.kernel(), tree.path().join("boot/vmlinuz"))?;
-        parts.write_initramfs(&tree.path().join("boot/initrd"), &[])?;
+        let veritysetup = Path::new(VERITYSETUP);
+        let more = if kind == Kind::Sealed { &[veritysetup][..] } else { &[] };
+        parts.write_initramfs(&tree.path().join("boot/initrd"), more)?;
     }
     let file = fs::File::create(to)?;
     file.set_len(kind.mebibytes() << 20)?;
