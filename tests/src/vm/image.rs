@@ -10,7 +10,8 @@
 //! ```
 //! ext4 without a journal, the same bytes whenever it is made from the same parts. A *small* image has neither kernel nor
 //! agent: the emulator loads the one, and the other lies on the state partition. It is for stories told hundreds of times. A
-//! *sealed* one's initramfs can open dm-verity. One with *systemd* has another userland around the same kernel, agent, release and health: see [`super::userland`].
+//! *sealed* one's initramfs can open dm-verity. One with *systemd* has another userland around the same kernel, agent, release and
+//! health: see [`super::userland`].
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
