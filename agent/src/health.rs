@@ -53,7 +53,10 @@ pub async fn watch(node: &Node, stop: &CancellationToken) -> Verdict {
             }
             Err(wrong) => {
                 well_since = None;
-                tracing::info!(wrong, "not healthy yet");
+                // Once for each reason: it looks every few seconds, for minutes.
+                if wrong_last.as_ref() != Some(&wrong) {
+                    tracing::info!(wrong, "not healthy yet");
+                }
                 if now + health.every >= deadline {
                     return Verdict::Unhealthy(over(health, &wrong));
                 }

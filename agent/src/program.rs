@@ -49,7 +49,7 @@ pub enum ProgramError {
         /// Program and arguments.
         call: String,
         /// Exit code or signal.
-        status: String,
+        status: ExitStatus,
         /// The end of its standard error.
         complaint: String,
     },
@@ -67,6 +67,8 @@ impl Program {
             .args(leading)
             .args(arguments)
             .envs(environment.iter().map(|(key, value)| (key, value)))
+            // What the service manager expects to hear, it expects from us: systemd's own tools would speak up, and be warned of.
+            .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -90,7 +92,7 @@ impl Program {
         if status.success() {
             return Ok(printed);
         }
-        Err(ProgramError::Failed { call: self.shown(arguments), status: status.to_string(), complaint })
+        Err(ProgramError::Failed { call: self.shown(arguments), status, complaint })
     }
 
     /// The call as a shell's user would write it.
@@ -146,6 +148,13 @@ mod tests {
     }
 
     const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_program_does_not_speak_to_the_service_manager_for_us() {
+        let printed =
+            shell("echo ${NOTIFY_SOCKET-nowhere}", LONG).call(&[], &[("NOTIFY_SOCKET", "/run/notify".into())]);
+        assert_eq!(printed.unwrap(), "nowhere");
+    }
 
     #[test]
     fn what_it_prints_is_returned_and_what_it_complains_of_is_quoted() {

@@ -246,7 +246,7 @@ impl Context {
         let proven = next.map(|slot| self.proven(slot)).transpose()?.flatten();
         let next = next.map(|slot| Next {
             slot,
-            path: self.config.slots.path(slot),
+            slots: &self.config.slots,
             sealed: proven.as_ref().and_then(|proven| proven.verity.as_ref()),
         });
         Ok(restart::restart(how, next)?)

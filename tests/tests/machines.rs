@@ -9,12 +9,17 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use goldsync_tests::disk::skip;
+use goldsync_tests::scene::{CHANNEL, NAME};
 use goldsync_tests::vm::rig::slot_with;
 use goldsync_tests::vm::{Firmware, Flaw, Kind, Layout, Loader, Part, Rig, Table, Vm, cuts, image};
+use serde_json::Value;
+
+/// How long an operator waits for what a machine has yet to say. No measure of anything.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 const LAYOUT: Layout = Layout { table: Table::Mbr, esp: 40, slot: 64, state: 24 };
 
@@ -210,11 +215,7 @@ esac"#,
 fn verity_catches_a_turned_block() -> Result<()> {
     let test = "verity_catches_a_turned_block";
     let Some(rig) = rig(test)? else { return Ok(()) };
-    let veritysetup = Path::new("/usr/sbin/veritysetup");
-    if !veritysetup.is_file() {
-        skip(test, "veritysetup is not installed; run scripts/install-packages vm");
-        return Ok(());
-    }
+    let Some(veritysetup) = veritysetup(test) else { return Ok(()) };
     let image = rig.image("2", Flaw::None)?;
     let offset = fs::metadata(&image)?.len();
     let hash = image::seal(&image)?;
@@ -266,6 +267,170 @@ esac"#,
     vm.off()?;
     eprintln!("{test}: {wrong}");
     Ok(())
+}
+
+/// What opens dm-verity in an initramfs; says loudly if it is not there.
+fn veritysetup(test: &str) -> Option<&'static Path> {
+    let program = Path::new(image::VERITYSETUP);
+    if !program.is_file() {
+        skip(test, "veritysetup is not installed; run scripts/install-packages vm");
+        return None;
+    }
+    Some(program)
+}
+
+/// A release is sealed when it is published. Its root hash comes to the loader's entry, and so to the kernel's command line: the machine
+/// reads its root through it. An agent that has forgotten what the slot holds knows it by that hash, and does not read the slot.
+#[test]
+fn root_hash_by_the_loaders_entry() -> Result<()> {
+    let (test, loader) = ("root_hash_by_the_loaders_entry", Loader::SystemdBoot);
+    let Some(rig) = Rig::open(test, env!("CARGO_BIN_EXE_goldsync-demo"), Kind::Sealed)? else { return Ok(()) };
+    if veritysetup(test).is_none() {
+        return Ok(());
+    }
+    rig.release("1", Flaw::None)?;
+    let words = "goldsync.load=verity goldsync.roothash={root_hash} goldsync.hashoffset={hash_offset} ";
+    let activation = loader.activation().replace("options = \"", &format!("options = \"{words}"));
+    let disk = rig.disk("machine", Layout { table: loader.table(), esp: 80, slot: 72, ..LAYOUT }, &activation)?;
+    let Some(firmware) = loader.install(&rig, test, &disk)? else { return Ok(()) };
+    let orders = rig.orders(
+        r#"
+# In sectors of 512 bytes.
+read_so_far() { awk '{ print $3 }' /sys/class/block/vda3/stat; }
+case $release in
+  story:1) do_or_say node sync; say "synced"; again ;;
+  story:2)
+    say "root $(awk '$2 == "/" && $1 != "rootfs" { print $1 }' /proc/mounts) $(tr ' ' '\n' </proc/cmdline | sed -n 's/^goldsync.roothash=//p')"
+    do_or_say node confirm
+    rm /state/goldsync/slots/b.json
+    before=$(read_so_far)
+    do_or_say node sync
+    say "known $(($(read_so_far) - before)) $(tr '\n' ' ' </tmp/done)"
+    do_or_say node status
+    say "status $(tr '\n' ' ' </tmp/done)"
+    off
+    ;;
+esac"#,
+    );
+    let image = rig.image("2", Flaw::None)?;
+    let path = image.to_str().context("a path as text")?;
+    let publish = ["publish", path, "--name", NAME, "--version", "2", "--verity", "--quiet", "--json"];
+    rig.scene.server.goldsync(publish)?.ok()?;
+    rig.scene.server.promote(&format!("{NAME}:2"), CHANNEL)?;
+    let shown = rig.scene.server.goldsync(["release", "show", &format!("{NAME}:2"), "--json"])?.ok()?.json()?;
+    let signed = shown["manifest"]["verity"]["root_hash"].as_str().with_context(|| format!("no root hash: {shown}"))?;
+
+    // The factory's image is not sealed.
+    let mut vm = Vm::start(&firmware, &disk.path, &orders)?;
+    ensure!(vm.wait("up")? == "story:1 a", "it began with {:?}", vm.marks());
+    vm.wait("synced")?;
+    ensure!(vm.wait("up")? == "story:2 b", "it went on with {:?}", vm.marks());
+    let root = vm.wait("root")?;
+    ensure!(root == format!("/dev/mapper/root {signed}"), "{root}, and {signed} is signed");
+    let known = vm.wait("known")?;
+    let (sectors, said) = known.split_once(' ').context("sectors, and what was said")?;
+    // What programs read of their own files, and not the slot.
+    ensure!(sectors.parse::<u64>()? * 512 < fs::metadata(&image)?.len() / 4, "the slot was read: {known}");
+    ensure!(said.contains("story:2"), "{said}");
+    let status = vm.wait("status")?;
+    vm.off()?;
+    eprintln!("{test}: {root}; {known}; {status}");
+    Ok(())
+}
+
+/// systemd starts the daemon, and the daemon starts user space again: the machine is told of a release, and then of one that is not
+/// well, and nobody types anything. The kernel stays the same one all along.
+#[test]
+fn soft_reboot() -> Result<()> {
+    let test = "soft_reboot";
+    let Some(rig) = Rig::open(test, env!("CARGO_BIN_EXE_goldsync-demo"), Kind::Systemd)? else { return Ok(()) };
+    if rig.parts.optional(test, "userland").is_none() {
+        return Ok(());
+    }
+    rig.release("1", Flaw::None)?;
+    let disk = rig.systemd_disk("machine", Layout { slot: 100, ..LAYOUT })?;
+    let Some(firmware) = Loader::GrubBios.install(&rig, test, &disk)? else { return Ok(()) };
+
+    let mut vm = Vm::start(&firmware, &disk.path, &rig.enrolment()?)?;
+    let first = Start::of(&mut vm)?;
+    ensure!(first.release == "story:1 a", "it began with {first:?}");
+    shown(&rig, &mut vm, "runs story:1", |node| node["report"]["active"]["release"] == "story:1")?;
+
+    let second = rig.release("2", Flaw::None)?;
+    let updated = Start::of(&mut vm)?;
+    ensure!(updated.release == "story:2 b" && updated.follows(&first), "{first:?}, then {updated:?}");
+    shown(&rig, &mut vm, "keeps story:2", |node| {
+        node["current"] == true && node["report"]["trial"].is_null() && node["report"]["active"]["release"] == "story:2"
+    })?;
+
+    rig.release("3", Flaw::Unhealthy)?;
+    let unwell = Start::of(&mut vm)?;
+    ensure!(unwell.release == "story:3 a" && unwell.follows(&updated), "{updated:?}, then {unwell:?}");
+    let back = Start::of(&mut vm)?;
+    ensure!(back.release == "story:2 b" && back.follows(&unwell), "{unwell:?}, then {back:?}");
+    let node = shown(&rig, &mut vm, "is back from story:3", |node| {
+        node["report"]["trial"].is_null()
+            && node["report"]["active"]["release"] == "story:2"
+            && node["report"]["held"][0]["release"] == "story:3"
+    })?;
+    let why = node["report"]["held"][0]["why"].to_string();
+    ensure!(why.contains("the service does not answer") && why.contains("went back to story:2"), "{why}");
+    vm.type_line("off")?;
+    vm.off()?;
+    ensure!(slot_with(&disk, &second)? == Some("b"), "slot b is not story:2");
+    // What a real start takes is the same.
+    let block = String::from_utf8_lossy(&disk.esp_read("/grub/grubenv")?).into_owned();
+    ensure!(block.contains("goldsync_slot=b\ngoldsync_tries=-\ngoldsync_good=b\n"), "{block}");
+    eprintln!("{test}: {first:?}, {updated:?}, {unwell:?}, {back:?}; {why}");
+    Ok(())
+}
+
+/// What a machine with systemd says when it has started.
+#[derive(Debug)]
+struct Start {
+    /// Release and slot.
+    release: String,
+    /// The kernel's name for this run of it.
+    kernel: String,
+    /// How long that runs.
+    uptime: f64,
+    /// systemd's version, and how often it has started user space on this kernel, if it counts that: it does from 256 on.
+    systemd: (u32, Option<u32>),
+}
+
+impl Start {
+    fn of(vm: &mut Vm) -> Result<Self> {
+        let release = vm.wait("up")?;
+        let kernel = vm.wait("kernel")?;
+        let (kernel, uptime) = kernel.split_once(' ').context("a run of the kernel and its time")?;
+        let systemd = vm.wait("systemd")?;
+        let (version, count) = systemd.split_once(' ').context("a version and a count")?;
+        let count = if count.is_empty() { None } else { Some(count.parse()?) };
+        Ok(Self { release, kernel: kernel.into(), uptime: uptime.parse()?, systemd: (version.parse()?, count) })
+    }
+
+    /// Whether this is the next start of user space, on the same kernel.
+    fn follows(&self, before: &Self) -> bool {
+        let counted = self.systemd.1 == before.systemd.1.map(|count| count + 1);
+        self.kernel == before.kernel && self.uptime > before.uptime && counted
+    }
+}
+
+/// The one node, as the operator sees it, once `wanted` is true of it.
+fn shown(rig: &Rig, vm: &mut Vm, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let nodes = rig.scene.server.goldsync(["fleet", "status", "--json"])?.ok()?.json()?;
+        if wanted(&nodes[0]) {
+            return Ok(nodes[0].clone());
+        }
+        ensure!(Instant::now() < until, "the node never {what}: {nodes}\n{}", vm.said());
+        ensure!(
+            !vm.run_for(Duration::from_millis(500))?,
+            "the machine went off before the node {what}:\n{}",
+            vm.said()
+        );
+    }
 }
 
 /// The plug is pulled at random moments of updates: whatever starts then is a whole release, and the next run finishes. As many

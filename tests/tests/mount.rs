@@ -10,6 +10,8 @@ use goldsync_agent::boot::nextroot::NextRoot;
 use goldsync_agent::boot::{Activation, Effect, Holds, Look, Mount, Started};
 use goldsync_agent::config::Slots;
 use goldsync_agent::journal::Journal;
+use goldsync_agent::program::Program;
+use goldsync_agent::restart::{self, Next};
 use goldsync_agent::slot::{self, SlotName, Standby, Wanted};
 use goldsync_agent::volume::Volume;
 use goldsync_proto::block::Geometry;
@@ -493,25 +495,40 @@ fn a_next_root_is_whole_or_not_there() {
     if Kind::Erofs.make(&files, &image).is_none() {
         return skip(NAME, "no mkfs.erofs here");
     }
+    let slots = Slots { a: image.clone(), b: folder.path().join("b.img"), size: None };
     let next = NextRoot { place: folder.path().join("next"), volume: Volume::default(), keep: vec![kept.clone()] };
-    let refused = next.prepare(A, &image, None).expect_err("no system").to_string();
+    let refused = next.prepare(A, &slots, None).expect_err("no system").to_string();
     assert!(refused.contains("os-release"), "{refused}");
     fs::write(files.join("usr/lib/os-release"), "ID=gold\n").expect("a file");
     Kind::Erofs.make(&files, &image).expect("an image");
     let strict = NextRoot { keep: vec![kept.clone(), "/no/such".into()], ..next.clone() };
-    let refused = strict.prepare(A, &image, None).expect_err("no place").to_string();
+    let refused = strict.prepare(A, &slots, None).expect_err("no place").to_string();
     assert!(refused.contains("/no/such"), "{refused}");
     assert!(fs::read_dir(&next.place).expect("a folder").next().is_none(), "nothing stays");
     // Twice: what an earlier attempt left is replaced.
     for _ in 0..2 {
-        next.prepare(A, &image, None).expect("a root");
+        next.prepare(A, &slots, None).expect("a root");
         assert_eq!(fs::read_to_string(next.place.join("usr/lib/os-release")).expect("a file"), "ID=gold\n");
         let through = next.place.join(&text(&kept)[1..]);
         assert_eq!(fs::read_to_string(through.join("mine")).expect("a file"), "kept");
         fs::write(through.join("mine"), "kept").expect("what is kept can be written");
         assert!(fs::write(next.place.join("etc/new"), "x").is_err(), "the image cannot");
     }
+    // A folder of the root that is prepared, as `/etc` of the running image would be.
+    let pins = NextRoot { place: folder.path().join("other"), keep: vec![next.place.join("etc")], ..next.clone() };
+    let refused = pins.prepare(A, &slots, None).expect_err("a slot that would stay in use").to_string();
+    assert!(refused.contains("lies in slot a itself") && refused.contains("restart.keep"), "{refused}");
+    assert!(!pins.place.exists(), "nothing was begun");
     next.clear().expect("nothing");
     assert!(fs::read_dir(&next.place).expect("a folder").next().is_none(), "nothing stays");
     assert_eq!(slot::used(&image), None, "the slot can be written");
+    // It lies there for who starts it, and for nobody else. The count of such starts is kept in /run: not in this machine's.
+    rustix::mount::mount("run", "/run", "tmpfs", rustix::mount::MountFlags::empty(), None).expect("a /run of its own");
+    let program = |name: &str| Program { command: vec![name.into()], limit: Duration::from_secs(60) };
+    let into = Next { slot: A, slots: &slots, sealed: None };
+    restart::soft_reboot(&next, into, &program("/bin/false")).expect_err("nobody starts it");
+    assert!(fs::read_dir(&next.place).expect("a folder").next().is_none(), "nothing stays");
+    restart::soft_reboot(&next, into, &program("/bin/true")).expect("it is started");
+    assert!(next.place.join("usr/lib/os-release").exists());
+    next.clear().expect("nothing");
 }

@@ -10,11 +10,14 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use goldsync_proto::verity::Sealed;
 use rustix::mount::UnmountFlags;
 
+use super::booted::slot_under;
+use crate::config::Slots;
 use crate::mounts;
 use crate::slot::SlotName;
 use crate::volume::{Volume, VolumeError};
@@ -43,6 +46,17 @@ pub enum NextRootError {
         /// The folder.
         folder: PathBuf,
     },
+    /// A folder that shall be kept is an image's own.
+    #[error(
+        "{} lies in slot {slot} itself, and kept in the next root it would keep that slot in use; put it on a file system of this machine's, or take it out of restart.keep",
+        folder.display()
+    )]
+    OnSlot {
+        /// Which slot.
+        slot: SlotName,
+        /// The folder.
+        folder: PathBuf,
+    },
     /// It is no system.
     #[error(
         "the image in slot {slot} has neither /etc/os-release nor /usr/lib/os-release, so that systemd would not take it for a system"
@@ -65,11 +79,12 @@ pub struct NextRoot {
 }
 
 impl NextRoot {
-    /// Mounts slot `slot`, which is at `path`, as the next root. If it cannot be whole, there is none.
-    pub fn prepare(&self, slot: SlotName, path: &Path, sealed: Option<&Sealed>) -> Result<(), NextRootError> {
+    /// Mounts slot `slot` as the next root. If it cannot be whole, there is none.
+    pub fn prepare(&self, slot: SlotName, slots: &Slots, sealed: Option<&Sealed>) -> Result<(), NextRootError> {
+        self.outlast(slots)?;
         fs::create_dir_all(&self.place).map_err(VolumeError::io("making", &self.place))?;
         self.clear()?;
-        self.volume.mount(slot, path, sealed)?.put(&self.place)?;
+        self.volume.mount(slot, slots.path(slot), sealed)?.put(&self.place)?;
         self.furnish(slot).inspect_err(|_| {
             let _ = self.clear();
         })
@@ -85,6 +100,17 @@ impl NextRoot {
             taken.map_err(VolumeError::io("unmounting", &self.place))?;
         }
         Ok(())
+    }
+
+    /// What is kept must not lie on a slot: that one would stay in use for good, and never be written again.
+    fn outlast(&self, slots: &Slots) -> Result<(), NextRootError> {
+        self.keep.iter().try_for_each(|folder| {
+            let number = fs::metadata(folder).map_err(VolumeError::io("looking at", folder))?.dev();
+            match slot_under(number, slots) {
+                Some(slot) => Err(NextRootError::OnSlot { slot, folder: folder.clone() }),
+                None => Ok(()),
+            }
+        })
     }
 
     fn furnish(&self, slot: SlotName) -> Result<(), NextRootError> {

@@ -11,6 +11,7 @@
 //! window, by a power cut say, comes up as it was. With `restart.how = "none"` the restart is somebody else's, and the release is
 //! activated in the window to wait for it.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,9 +19,9 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use goldsync_proto::verity::Sealed;
 use goldsync_proto::wire::{Wait, WaitOn};
 
-use crate::boot::nextroot::NextRootError;
+use crate::boot::nextroot::{NextRoot, NextRootError};
 use crate::boot::{self, Effect};
-use crate::config::{How, Restart};
+use crate::config::{How, Restart, Slots};
 use crate::program::{Program, ProgramError};
 use crate::slot::SlotName;
 
@@ -29,6 +30,9 @@ pub mod window;
 
 /// How long the service manager may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The signal by which a service manager ends services.
+const TERMINATED: i32 = rustix::process::Signal::TERM.as_raw();
 
 /// Why the machine was not started again. What was activated waits for the next start, whoever brings it about.
 #[derive(Debug, thiserror::Error)]
@@ -87,8 +91,8 @@ fn closed(restart: &Restart, now: DateTime<Utc>) -> Option<Wait> {
 pub struct Next<'a> {
     /// The slot.
     pub slot: SlotName,
-    /// Its path.
-    pub path: &'a Path,
+    /// Where both are.
+    pub slots: &'a Slots,
     /// What its release says of its hash tree.
     pub sealed: Option<&'a Sealed>,
 }
@@ -97,22 +101,39 @@ pub struct Next<'a> {
 pub fn restart(how: &How, next: Option<Next<'_>>) -> Result<(), RestartError> {
     match how {
         How::None => Ok(()),
-        How::Command(program) => Ok(program.call(&[], &[]).map(drop)?),
+        How::Command(program) => ask(program),
         How::Reboot => {
             // Without systemd as the first process, systemctl has nobody to talk to.
             let systemd = Path::new("/run/systemd/system").exists();
             let call = if systemd { found("systemctl").map(|path| vec![path, "reboot".into()]) } else { None };
             let call = call.or_else(|| found("reboot").map(|path| vec![path])).ok_or(RestartError::NoProgram)?;
-            Ok(Program { command: call, limit: PATIENCE }.call(&[], &[]).map(drop)?)
+            ask(&Program { command: call, limit: PATIENCE })
         }
         How::SoftReboot(root) => {
             soft_reboot_there()?;
             let systemctl = found("systemctl").ok_or(RestartError::NoProgram)?;
-            let Next { slot, path, sealed } = next.ok_or(RestartError::NoNext)?;
-            root.prepare(slot, path, sealed)?;
-            boot::count_soft_reboot().map_err(RestartError::Count)?;
-            Ok(Program { command: vec![systemctl, "soft-reboot".into()], limit: PATIENCE }.call(&[], &[]).map(drop)?)
+            let next = next.ok_or(RestartError::NoNext)?;
+            soft_reboot(root, next, &Program { command: vec![systemctl, "soft-reboot".into()], limit: PATIENCE })
         }
+    }
+}
+
+/// Prepares the next root, and has `program` start user space into it. A next root that nobody will start must not lie there: the next
+/// one who restarts the machine by hand would get it.
+pub fn soft_reboot(root: &NextRoot, next: Next<'_>, program: &Program) -> Result<(), RestartError> {
+    root.prepare(next.slot, next.slots, next.sealed)?;
+    let asked = boot::count_soft_reboot().map_err(RestartError::Count).and_then(|()| ask(program));
+    asked.inspect_err(|_| {
+        let _ = root.clear();
+    })
+}
+
+/// Asks for the restart. Where that is heard at once, this service is ended with all that it has started, so with the program that
+/// asked too, perhaps before it has its answer: one that was told to end has not failed.
+fn ask(program: &Program) -> Result<(), RestartError> {
+    match program.call(&[], &[]) {
+        Err(ProgramError::Failed { status, .. }) if status.signal() == Some(TERMINATED) => Ok(()),
+        answer => Ok(answer.map(drop)?),
     }
 }
 
@@ -187,5 +208,16 @@ mod tests {
         let failing = How::Command(Program { command: vec!["/bin/false".into()], limit: PATIENCE });
         assert!(restart(&failing, None).unwrap_err().to_string().contains("was not started again"));
         restart(&How::None, None).unwrap();
+    }
+
+    #[test]
+    fn a_program_that_was_ended_with_its_service_was_heard() {
+        let shell =
+            |script: &str| Program { command: vec!["/bin/sh".into(), "-c".into(), script.into()], limit: PATIENCE };
+        ask(&shell("kill -TERM $$")).unwrap();
+        for script in ["kill -SEGV $$", "exit 1", "exit 143"] {
+            let error = ask(&shell(script)).unwrap_err().to_string();
+            assert!(error.contains("was not started again"), "{script}: {error}");
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! One run of the emulator: a process, what it prints, and its end.
 //!
 //! QEMU without hardware's help (`tcg`): nested virtualisation is where such tests differ from machine to machine. The
-//! guest reaches the host's loopback as 10.0.2.2. Whoever drops a [`Vm`] pulls its plug.
+//! guest reaches the host's loopback as 10.0.2.2. Whoever drops a [`Vm`] pulls its plug. With `GOLDSYNC_VM_ALOUD` set, what
+//! it prints is printed as it comes.
 
 use std::ffi::OsString;
 use std::fs;
@@ -88,12 +89,20 @@ impl Vm {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("start {emulator}"))?;
         let (sender, lines) = channel();
+        let aloud = std::env::var_os("GOLDSYNC_VM_ALOUD").is_some();
         let console = child.stdout.take().context("the guest's console")?;
         let keyboard = child.stdin.take().context("the guest's keyboard")?;
         let complaints = child.stderr.take().context("the emulator's complaints")?;
         for pipe in [Box::new(console) as Box<dyn Read + Send>, Box::new(complaints)] {
             let sender = sender.clone();
-            thread::spawn(move || read(pipe, |line| sender.send(line).is_ok()));
+            thread::spawn(move || {
+                read(pipe, |line| {
+                    if aloud {
+                        eprintln!("| {line}");
+                    }
+                    sender.send(line).is_ok()
+                })
+            });
         }
         Ok(Self { child, keyboard, lines, said: Vec::new() })
     }
@@ -215,7 +224,10 @@ fn arguments(firmware: &Firmware, disk: &Path, orders: &Path) -> Vec<OsString> {
         return words;
     }
     // The machine has one processor, and need not be kept in step with others: a tenth faster than with threads.
-    words.extend(split(&format!("-accel tcg,thread=single -cpu max -m {MEMORY}")));
+    words.extend(split(&format!("-accel tcg,thread=single -m {MEMORY}")));
+    // Without what makes a real processor fill and copy memory fast: an emulator does that byte by byte, and looks each time
+    // whether code is overwritten, so that a page that held much code takes it ages to clear.
+    words.extend(split("-cpu max,erms=off,fsrm=off"));
     words.extend(split("-netdev user,id=net -device virtio-net-pci,netdev=net,romfile="));
     // What the guest has flushed is in the host's page cache, and that outlives the emulator.
     words.extend(drive("if=virtio,cache=writeback", disk));

@@ -9,7 +9,9 @@
 //! /usr/share/payload       6 MiB, of which a release has 2 MiB of its own
 //! ```
 //! ext4 without a journal, the same bytes whenever it is made from the same parts. A *small* image has neither kernel nor
-//! agent: the emulator loads the one, and the other lies on the state partition. It is for stories told hundreds of times.
+//! agent: the emulator loads the one, and the other lies on the state partition. It is for stories told hundreds of times. A
+//! *sealed* one's initramfs can open dm-verity. One with *systemd* has another userland around the same kernel, agent, release and
+//! health: see [`super::userland`].
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -19,10 +21,14 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::parts::{Parts, libraries};
+use super::userland;
 use crate::programs::Run;
 use crate::seed::Seed;
 
 const INIT: &str = include_str!("../../guest/init");
+/// What opens dm-verity before there is a root.
+pub const VERITYSETUP: &str = "/usr/sbin/veritysetup";
+
 const SLOTS: &str = include_str!("../../guest/slots");
 
 /// What an image has in it.
@@ -32,6 +38,10 @@ pub enum Kind {
     Whole,
     /// No kernel, and no agent.
     Small,
+    /// Everything, and an initramfs that can open dm-verity.
+    Sealed,
+    /// Everything, with Debian's systemd as the first program and the agent as its service.
+    Systemd,
 }
 
 impl Kind {
@@ -40,6 +50,8 @@ impl Kind {
         match self {
             Self::Whole => 52,
             Self::Small => 16,
+            Self::Sealed => 68,
+            Self::Systemd => 96,
         }
     }
 }
@@ -60,18 +72,18 @@ pub enum Flaw {
 /// Makes the image of a release.
 pub fn make(parts: &Parts, scratch: &Path, kind: Kind, release: &str, flaw: Flaw, to: &Path) -> Result<()> {
     let tree = tempfile::tempdir_in(scratch)?;
-    system(parts, tree.path(), release, flaw)?;
     let agent = parts.agent(scratch)?;
-    // What the agent needs is part of every system.
-    for library in libraries(&agent)? {
-        let place = tree.path().join(library.strip_prefix("/")?);
-        fs::create_dir_all(place.parent().context("a library's folder")?)?;
-        fs::copy(&library, &place).with_context(|| format!("copy {}", library.display()))?;
+    match kind {
+        Kind::Whole | Kind::Small | Kind::Sealed => system(parts, &agent, tree.path(), flaw)?,
+        Kind::Systemd => userland::system(parts, &agent, tree.path(), release, flaw)?,
     }
-    if kind == Kind::Whole {
+    contents(tree.path(), release, flaw)?;
+    if kind != Kind::Small {
         fs::copy(&agent, tree.path().join("usr/bin/goldsync-agent"))?;
         fs::copy(parts.kernel(), tree.path().join("boot/vmlinuz"))?;
-        parts.write_initramfs(&tree.path().join("boot/initrd"), &[])?;
+        let veritysetup = Path::new(VERITYSETUP);
+        let more = if kind == Kind::Sealed { &[veritysetup][..] } else { &[] };
+        parts.write_initramfs(&tree.path().join("boot/initrd"), more)?;
     }
     let file = fs::File::create(to)?;
     file.set_len(kind.mebibytes() << 20)?;
@@ -86,12 +98,16 @@ fn with(mut command: Command, args: &[&Path]) -> Command {
     command
 }
 
-fn system(parts: &Parts, tree: &Path, release: &str, flaw: Flaw) -> Result<()> {
+fn system(parts: &Parts, agent: &Path, tree: &Path, flaw: Flaw) -> Result<()> {
     for folder in ["bin", "sbin", "boot", "dev", "esp", "etc", "proc", "run", "state", "sys", "tmp", "usr/bin"] {
         fs::create_dir_all(tree.join(folder))?;
     }
-    for folder in ["usr/libexec", "usr/share/payload"] {
-        fs::create_dir_all(tree.join(folder))?;
+    fs::create_dir_all(tree.join("usr/libexec"))?;
+    // What the agent needs is part of every system.
+    for library in libraries(agent)? {
+        let place = tree.join(library.strip_prefix("/")?);
+        fs::create_dir_all(place.parent().context("a library's folder")?)?;
+        fs::copy(&library, &place).with_context(|| format!("copy {}", library.display()))?;
     }
     let busybox = parts.busybox();
     fs::copy(&busybox, tree.join("bin/busybox"))?;
@@ -99,17 +115,23 @@ fn system(parts: &Parts, tree: &Path, release: &str, flaw: Flaw) -> Result<()> {
     for name in listed.lines().filter(|name| *name != "busybox") {
         symlink("busybox", tree.join("bin").join(name))?;
     }
-    fs::write(tree.join("etc/release"), format!("{release}\n"))?;
-    payload(&tree.join("usr/share/payload"), release)?;
     script(&tree.join("usr/libexec/slots"), SLOTS)?;
     script(&tree.join("usr/libexec/restart"), "#!/bin/sh\nsync\nreboot -f\n")?;
-    let well = if flaw == Flaw::Unhealthy { "echo 'the service does not answer' >&2\nexit 1\n" } else { "exit 0\n" };
-    script(&tree.join("usr/libexec/health"), &format!("#!/bin/sh\n{well}"))?;
     match flaw {
         Flaw::NoInit => Ok(()),
         Flaw::Panics => script(&tree.join("sbin/init"), "#!/bin/sh\nexit 1\n"),
         Flaw::None | Flaw::Unhealthy => script(&tree.join("sbin/init"), INIT),
     }
+}
+
+/// What every system has: its release's name and its files, and whether it is well.
+fn contents(tree: &Path, release: &str, flaw: Flaw) -> Result<()> {
+    fs::write(tree.join("etc/release"), format!("{release}\n"))?;
+    let folder = tree.join("usr/share/payload");
+    fs::create_dir_all(&folder)?;
+    payload(&folder, release)?;
+    let well = if flaw == Flaw::Unhealthy { "echo 'the service does not answer' >&2\nexit 1\n" } else { "exit 0\n" };
+    script(&tree.join("usr/libexec/health"), &format!("#!/bin/sh\n{well}"))
 }
 
 /// Files that all releases have, and files of which each release has its own.
@@ -122,7 +144,8 @@ fn payload(folder: &Path, release: &str) -> Result<()> {
     Ok(())
 }
 
-fn script(path: &Path, text: &str) -> Result<()> {
+/// A program in the shell's language.
+pub(super) fn script(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).with_context(|| format!("chmod {}", path.display()))
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Parts      what scripts/make-machines made of Debian's kernel; the agent under test
-//!    ├─▶ image     root file systems with that agent in them: good ones, and broken ones
+//!    ├─▶ image     root file systems with that agent in them: good ones, and broken ones  (userland: with systemd)
 //!    └─▶ Disk      a file with a partition table: loader, slot a, slot b, state  (layout: the arithmetic)
 //!           ├─▶ Loader a boot loader, put on it
 //!           └─▶ Vm     the emulator at work on it; its console, line by line  (console: what a line is)
@@ -22,6 +22,7 @@ pub mod layout;
 pub mod loader;
 pub mod parts;
 pub mod rig;
+pub mod userland;
 
 pub use board::Board;
 pub use disk::Disk;

@@ -40,10 +40,10 @@ impl Parts {
         Ok(Some(Self { folder }))
     }
 
-    /// A file of `scripts/make-machines` that needs a package which may be missing; says loudly if it is.
+    /// A file or folder of `scripts/make-machines` that needs a package which may be missing; says loudly if it is.
     pub fn optional(&self, test: &str, name: &str) -> Option<PathBuf> {
         let file = self.folder.join(name);
-        if !file.is_file() {
+        if !file.exists() {
             skip(test, &format!("{} is not there; scripts/make-machines says why", file.display()));
             return None;
         }
@@ -58,6 +58,11 @@ impl Parts {
     /// The kernel as the emulator starts it: unpacked, which saves the guest half of the time that starting takes.
     pub fn unpacked_kernel(&self) -> PathBuf {
         Some(self.folder.join("vmlinux")).filter(|file| file.is_file()).unwrap_or_else(|| self.kernel())
+    }
+
+    /// systemd, and what it needs; [`Parts::optional`] says whether it is there.
+    pub fn userland(&self) -> PathBuf {
+        self.folder.join("userland")
     }
 
     /// A shell and all that goes with it, in one static program.

@@ -72,10 +72,26 @@ impl Rig {
         Ok(disk)
     }
 
-    fn config(&self, activation: &str) -> Result<String> {
+    /// The same for a machine with systemd: its configuration is its image's, and the state partition is `/var`.
+    pub fn systemd_disk(&self, name: &str, layout: Layout) -> Result<Disk> {
+        let disk = Disk::make(&self.scene.folder().join(format!("{name}.img")), layout)?;
+        disk.put(Part::A, &self.image("1", Flaw::None)?)?;
+        let var = tempfile::tempdir_in(self.scene.folder())?;
+        fs::create_dir(var.path().join("lib"))?;
+        disk.put_state(var.path())?;
+        Ok(disk)
+    }
+
+    /// What guests dial.
+    fn server(&self) -> Result<String> {
         let (_, port) = self.scene.server.address().rsplit_once(':').context("the server's port")?;
+        Ok(format!("{HOST}:{port}"))
+    }
+
+    fn config(&self, activation: &str) -> Result<String> {
+        let server = self.server()?;
         Ok(format!(
-            "server = \"{HOST}:{port}\"\nchannel = \"{CHANNEL}\"\nstate = \"/state/goldsync\"\n\n\
+            "server = \"{server}\"\nchannel = \"{CHANNEL}\"\nstate = \"/state/goldsync\"\n\n\
              [slots]\na = \"/dev/vda2\"\nb = \"/dev/vda3\"\n\n[activation]\n{activation}\n"
         ))
     }
@@ -98,6 +114,11 @@ impl Rig {
     /// A story's orders, behind what every machine is ordered.
     pub fn orders(&self, story: &str) -> String {
         format!("{}{story}", PREAMBLE.replace("TOKEN", &self.token))
+    }
+
+    /// What a machine with systemd is told: where the server is, and how it becomes a node.
+    pub fn enrolment(&self) -> Result<String> {
+        Ok(format!("server={}\ntoken={}\n", self.server()?, self.token))
     }
 
     /// A path in the scratch folder.
