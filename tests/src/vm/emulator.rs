@@ -64,6 +64,11 @@ pub struct Vm {
 impl Vm {
     /// Switches it on. `orders` is what the image's init runs; it lies beside the disk.
     pub fn start(firmware: &Firmware, disk: &Path, orders: &str) -> Result<Self> {
+        Self::start_beside(firmware, disk, orders, None)
+    }
+
+    /// The same, with one more disk: `/dev/vdc`.
+    pub fn start_beside(firmware: &Firmware, disk: &Path, orders: &str, beside: Option<&Path>) -> Result<Self> {
         let paper = disk.with_extension("orders");
         // A block device is a whole number of blocks. What reads it as a script must not meet zeros.
         let mut script = orders.as_bytes().to_vec();
@@ -71,7 +76,7 @@ impl Vm {
         fs::write(&paper, script)?;
         // The guest must not outlive a test that was killed.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", QEMU]).args(arguments(firmware, disk, &paper));
+        command.args(["--pdeathsig", "KILL", "--", QEMU]).args(arguments(firmware, disk, &paper, beside));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("start {QEMU}"))?;
         let (sender, lines) = channel();
@@ -189,7 +194,7 @@ fn read(mut pipe: impl Read, mut take: impl FnMut(String) -> bool) {
     }
 }
 
-fn arguments(firmware: &Firmware, disk: &Path, orders: &Path) -> Vec<OsString> {
+fn arguments(firmware: &Firmware, disk: &Path, orders: &Path, beside: Option<&Path>) -> Vec<OsString> {
     let machine = if matches!(firmware, Firmware::Uefi { .. }) { "q35" } else { "pc" };
     let mut words: Vec<OsString> = [
         "-accel",
@@ -223,6 +228,9 @@ fn arguments(firmware: &Firmware, disk: &Path, orders: &Path) -> Vec<OsString> {
     // What the guest has flushed is in the host's page cache, and that outlives the emulator.
     pair("-drive", drive("if=virtio,cache=writeback", disk));
     pair("-drive", drive("if=virtio,readonly=on", orders));
+    if let Some(beside) = beside {
+        pair("-drive", drive("if=virtio,cache=writeback", beside));
+    }
     match firmware {
         Firmware::Kernel { kernel, initrd, append } => {
             pair("-kernel", kernel.into());

@@ -15,10 +15,13 @@ pub mod cuts;
 pub mod disk;
 pub mod emulator;
 pub mod image;
+pub mod judge;
 pub mod layout;
 pub mod loader;
 pub mod parts;
+pub mod replay;
 pub mod rig;
+pub mod write_log;
 
 pub use disk::Disk;
 pub use emulator::{Firmware, Vm};
