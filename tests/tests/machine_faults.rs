@@ -17,11 +17,14 @@ use goldsync_tests::seed::Seed;
 use goldsync_tests::vm::judge::{Judge, PARTS, write_sparse};
 use goldsync_tests::vm::replay::{Found, Replay};
 use goldsync_tests::vm::write_log::{self, Event};
-use goldsync_tests::vm::{Disk, Flaw, Kind, Layout, Part, Rig, Table, Vm, cuts, image};
+use goldsync_tests::vm::{Flaw, Kind, Layout, Part, Rig, Table, Vm, cuts, image};
 
 const LAYOUT: Layout = Layout { table: Table::Mbr, esp: 34, slot: 16, state: 48 };
 
 const COMMAND: &str = "backend = \"command\"\ncommand = [\"/usr/libexec/slots\"]\ntakes_effect = \"at-restart\"";
+
+/// Room for what is written down, most of it a hole.
+const LOG: u64 = 512 << 20;
 
 const DMSETUP: &str = "/usr/sbin/dmsetup";
 const TC: &str = "/usr/sbin/tc";
@@ -65,51 +68,74 @@ const VERBS: [(&str, &str, &str); 4] =
 fn power_lost_at_every_flush() -> Result<()> {
     let test = "power_lost_at_every_flush";
     let Some(rig) = rig(test, &[DMSETUP])? else { return Ok(()) };
-    let mut golden = HashMap::new();
-    for version in ["1", "2", "3"] {
-        let image = rig.image(version, Flaw::None)?;
-        rig.scene.server.publish(&image, NAME, version)?;
-        golden.insert(hash(&image)?, format!("{NAME}:{version}"));
+    // One run's writes can be kept, to lose power in them again.
+    let kept = std::env::var_os("GOLDSYNC_VM_LOG").map(PathBuf::from);
+    let folder = kept.unwrap_or_else(|| rig.scene.folder().to_owned());
+    let [before, log, images] = ["before.img", "writes.log", "images.json"].map(|name| folder.join(name));
+    let again = images.exists();
+    if !again {
+        record(&rig, &before, &log)?;
+        fs::write(&images, serde_json::to_string(&hashes(&rig)?)?)?;
     }
-    let disk = rig.disk("machine", LAYOUT, COMMAND)?;
-    let (before, log) = (fs::read(&disk.path)?, rig.path("machine.log"));
-    File::create(&log)?.set_len(512 << 20)?;
-    let began = std::time::Instant::now();
-    record(&rig, &disk, &log)?;
-    eprintln!("TIMING {:?}", began.elapsed());
+    let golden: HashMap<String, String> = serde_json::from_str(&fs::read_to_string(&images)?)?;
     let events = write_log::read(&mut BufReader::new(File::open(&log)?), LAYOUT.whole())?;
 
     let size = fs::metadata(rig.image("1", Flaw::None)?)?.len();
-    let mut losses = Losses {
-        judge: Judge::new(LAYOUT, size, golden, &rig.path("found"))?,
-        seeds: cuts::asked("GOLDSYNC_VM_LOST", 1)?,
-        seed: Seed::new(cuts::asked("GOLDSYNC_VM_SEED", 1)?),
-        verbs: Vec::new(),
-        folder: rig.scene.folder().to_owned(),
+    let losses = |name: &str, seeds| -> Result<Losses> {
+        let folder = rig.path(name);
+        fs::create_dir(&folder)?;
+        let judge = Judge::new(LAYOUT, size, golden.clone(), &folder.join("judge"))?;
+        let seed = Seed::new(cuts::asked("GOLDSYNC_VM_SEED", 1)?);
+        Ok(Losses { judge, seeds, seed, verbs: Vec::new(), folder })
     };
-    let began = std::time::Instant::now();
-    losses.everywhere(&events, before)?;
-    eprintln!("TIMING {:?}", began.elapsed());
-    ensure!(losses.verbs.len() == VERBS.len(), "{} verbs in the log", losses.verbs.len());
-    let Losses { judge, verbs, .. } = losses;
-    let flushes =
-        events.iter().filter(|event| !matches!(event, Event::Mark(_) | Event::Write { sure: false, .. })).count();
+    let mut found = losses("found", cuts::asked("GOLDSYNC_VM_LOST", 1)?)?;
+    found.everywhere(&events, fs::read(&before)?)?;
+    ensure!(found.verbs.len() == VERBS.len(), "{} verbs in the log", found.verbs.len());
     eprintln!(
-        "{} writes and flushes, {flushes} of them last; power lost {} times, {} different state partitions, 0 left wrong",
+        "{} writes and flushes; power lost {} times, {} different state partitions, 0 left wrong",
         events.len(),
-        judge.disks,
-        judge.recovered
+        found.judge.disks,
+        found.judge.recovered
     );
-    let boots = cuts::asked("GOLDSYNC_VM_BOOTS", VERBS.len() as u64)?;
-    for (verb, (name, version, _)) in verbs.iter().zip(VERBS).take(boots as usize) {
-        eprintln!("{name}: {:?}", verb.starts);
-        verb.start(&rig, version).with_context(|| format!("{name}: {}", verb.kept))?;
+    // Whoever looks can see: on a disk that forgets what is written to slot b, the first proof is a lie.
+    let slot = LAYOUT.range(Part::B);
+    let remembered = |event: &&Event| !matches!(event, Event::Write { offset, .. } if slot.contains(offset));
+    let lie = losses("forgotten", 0)?.everywhere(events.iter().filter(remembered), fs::read(&before)?);
+    let lie = lie.err().map(|error| format!("{error:#}"));
+    ensure!(
+        lie.as_ref().is_some_and(|lie| lie.contains("b is called proven")),
+        "what is forgotten is not missed: {lie:?}"
+    );
+
+    // Another server's node cannot go on here.
+    let boots = if again { 0 } else { cuts::asked("GOLDSYNC_VM_BOOTS", 3)? };
+    for (number, (verb, (name, version, _))) in (0..).zip(found.verbs.iter().zip(VERBS)) {
+        eprintln!("{name}: would start {:?}", verb.starts);
+        if number < boots {
+            verb.start(&rig, version).with_context(|| format!("{name}: {}", verb.kept))?;
+        }
     }
     Ok(())
 }
 
+/// The releases, by their images' hashes.
+fn hashes(rig: &Rig) -> Result<HashMap<String, String>> {
+    let hashed = |version: &str| Ok((hash(&rig.image(version, Flaw::None)?)?, format!("{NAME}:{version}")));
+    ["1", "2", "3"].into_iter().map(hashed).collect()
+}
+
+/// Publishes them.
+fn publish(rig: &Rig) -> Result<()> {
+    let publish = |version| rig.scene.server.publish(&rig.image(version, Flaw::None)?, NAME, version).map(drop);
+    ["1", "2", "3"].into_iter().try_for_each(publish)
+}
+
 /// Lets the machine do its verbs.
-fn record(rig: &Rig, disk: &Disk, log: &Path) -> Result<()> {
+fn record(rig: &Rig, before: &Path, log: &Path) -> Result<()> {
+    publish(rig)?;
+    let disk = rig.disk("machine", LAYOUT, COMMAND)?;
+    fs::copy(&disk.path, before)?;
+    File::create(log)?.set_len(LOG)?;
     let promote = |version: &str| rig.scene.server.promote(&format!("{NAME}:{version}"), CHANNEL);
     promote("1")?;
     let firmware = rig.mapped_kernel(Path::new(DMSETUP), "goldsync.again goldsync.noted")?;
@@ -160,7 +186,7 @@ struct Losses {
 }
 
 impl Losses {
-    fn everywhere(&mut self, events: &[Event], before: Vec<u8>) -> Result<()> {
+    fn everywhere<'a>(&mut self, events: impl IntoIterator<Item = &'a Event>, before: Vec<u8>) -> Result<()> {
         let superblock = LAYOUT.range(Part::State).start;
         let mut replay = Replay::new(before, &PARTS.map(|part| LAYOUT.range(part)), superblock..superblock + 4096);
         // Enrolment comes before the first verb; and while the story itself changes a slot, nobody looks.
@@ -199,7 +225,9 @@ impl Losses {
 /// a sector. A fault ends before the line `mended` is asked for.
 const FAULTY: &str = r#"
 size=$(cat /sys/block/vda/vda3/size) below=$(cat /sys/block/vda/vda3/dev)
-dmsetup create slot --table "0 $size linear $below 0" && ln -sf /dev/mapper/slot /dev/vda3 || say "stuck slot"
+if ! [ -e /dev/mapper/slot ]; then
+  dmsetup create slot --table "0 $size linear $below 0" && ln -sf /dev/mapper/slot /dev/vda3 || say "stuck slot"
+fi
 # Not the shell's own.
 tc() { /state/bin/tc "$@"; }
 lay() { dmsetup load slot && dmsetup suspend slot && dmsetup resume slot || say "stuck table"; }
@@ -216,7 +244,7 @@ spoil() {
   done
 }
 good_again() { tc qdisc del dev eth0 ingress; tc qdisc del dev eth0 root; tc qdisc del dev ifb0 root; }
-told() { say "ended $code $(tr '\n' ' ' </tmp/done)"; say "record $(tr -d '\n' </state/goldsync/slots/b.json)"; sync; }
+told() { say "ended $code $(tail -n 1 /tmp/done)"; say "record $(tr -d '\n' </state/goldsync/slots/b.json)"; sync; }
 sync_now() { node sync >/tmp/done 2>&1; code=$?; told; }
 while :; do
   say "ready"
@@ -224,10 +252,10 @@ while :; do
   case $what in
     link) spoil; sync_now; counters; good_again ;;
     always) fail "$from" "$features"; sync_now; heal ;;
-    # Until the run has written so much behind the beginning of the fault.
+    # Until the run has written more than half of what it has to.
     while)
       fail "$from" "$features"
-      end=$(($(written) + from + 1024))
+      end=$(($(written) + 2600))
       ( until [ "$(written)" -ge "$end" ]; do usleep 10000; done; heal ) &
       sync_now
       kill $! 2>/dev/null
@@ -239,13 +267,13 @@ while :; do
 done
 "#;
 
-/// A fault of the standby slot: how long, what dm-flakey is told, and what the run says of it: exit codes and words.
-const FAULTS: [(&str, &str, &[u8], &str); 6] = [
+/// A fault of the standby slot: how long, what dm-flakey is told, and what the run says of it: exit codes and words. (Linux 6.1 forgets
+/// to corrupt what is read; the simulated disk does that.)
+const FAULTS: [(&str, &str, &[u8], &str); 5] = [
     ("always", "1 error_writes", &[5], "slot b"),
     ("always", "0", &[5], "slot b"),
     ("always", "1 drop_writes", &[7], "the standby slot reads back as"),
     ("always", "5 corrupt_bio_byte 32 w 7 0", &[7], "the standby slot reads back as"),
-    ("always", "5 corrupt_bio_byte 32 r 7 0", &[7], "the standby slot reads back as"),
     ("while", "1 drop_writes", &[0, 7], ""),
 ];
 
@@ -256,12 +284,8 @@ fn a_bad_link_and_a_bad_slot() -> Result<()> {
     let test = "a_bad_link_and_a_bad_slot";
     let Some(rig) = rig(test, &[DMSETUP, TC])? else { return Ok(()) };
     let promote = |version: &str| rig.scene.server.promote(&format!("{NAME}:{version}"), CHANNEL);
-    let mut golden = HashMap::new();
-    for version in ["1", "2", "3"] {
-        let image = rig.image(version, Flaw::None)?;
-        rig.scene.server.publish(&image, NAME, version)?;
-        golden.insert(version, hash(&image)?);
-    }
+    publish(&rig)?;
+    let golden = hashes(&rig)?;
     let (image, size) = (rig.image("1", Flaw::None)?, fs::metadata(rig.image("1", Flaw::None)?)?.len());
     // Half of what differs from release to release lies behind this.
     let sector = image::place_of(&image, "/usr/share/payload/6")? / 512;
@@ -302,11 +326,12 @@ fn a_bad_link_and_a_bad_slot() -> Result<()> {
         vm.type_line("well")?;
         let ended = vm.wait("ended")?;
         ensure!(ended.starts_with("0 ") && claim(&mut vm)?, "after {features}: {ended}");
-        ensure!(disk.hash(Part::B, size)? == golden[version], "after {features}: slot b is not {version}");
+        let holds = golden.get(&disk.hash(Part::B, size)?);
+        ensure!(holds == Some(&format!("{NAME}:{version}")), "after {features}: slot b holds {holds:?}");
         vm.wait("ready")?;
     }
     vm.type_line("restart")?;
-    ensure!(vm.wait("up")? == format!("{NAME}:2 b"), "it started {:?}", vm.marks());
+    ensure!(vm.wait("up")? == format!("{NAME}:3 b"), "it started {:?}", vm.marks());
     vm.wait("ready")?;
     vm.cut().map(drop)
 }

@@ -176,7 +176,7 @@ fn tool(name: &str) -> Command {
 /// Writes a file, with holes where there is nothing.
 pub fn write_sparse(path: &Path, bytes: &[u8]) -> Result<()> {
     const PAGE: usize = 64 << 10;
-    const NOTHING: [u8; PAGE] = [0; PAGE];
+    static NOTHING: [u8; PAGE] = [0; PAGE];
     let file = File::create(path)?;
     file.set_len(bytes.len() as u64)?;
     for (number, page) in bytes.chunks(PAGE).enumerate() {

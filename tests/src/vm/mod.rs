@@ -6,6 +6,9 @@
 //!    └─▶ Disk      a file with a partition table: loader, slot a, slot b, state  (layout: the arithmetic)
 //!           ├─▶ Loader a boot loader, put on it
 //!           └─▶ Vm     the emulator at work on it; its console, line by line  (console: what a line is)
+//!
+//! write_log ─▶ replay ─▶ judge   what a guest's kernel wrote down of its writes; the disks that may be found when power is lost
+//!                                between them; what would start from those, and what they claim
 //! ```
 //! Nothing is mounted and no loop device is used: tools write file systems into files, and read them afterwards. The
 //! server runs on the host, outside; the guest reaches it as [`HOST`].
