@@ -47,7 +47,7 @@ read -r line
 case $line in
   repair)
     mark drift
-    dd if=/dev/zero of=/dev/vda3 bs=4096 count=3 seek=1500 conv=notrunc,fsync 2>/dev/null
+    dd if=/dev/zero of=/dev/vda3 bs=4096 count=3 seek=DRIFT conv=notrunc,fsync 2>/dev/null
     mark repair
     do_or_say node repair
     ;;
@@ -139,7 +139,10 @@ fn record(rig: &Rig, before: &Path, log: &Path) -> Result<()> {
     let promote = |version: &str| rig.scene.server.promote(&format!("{NAME}:{version}"), CHANNEL);
     promote("1")?;
     let firmware = rig.mapped_kernel(Path::new(DMSETUP), "goldsync.again goldsync.noted")?;
-    let mut vm = Vm::start_beside(&firmware, &disk.path, &rig.orders(NOTED), Some(log))?;
+    // In a file that no program is.
+    let drift = image::place_of(&rig.image("2", Flaw::None)?, "/usr/share/payload/6")? / 4096;
+    let orders = rig.orders(&NOTED.replace("DRIFT", &drift.to_string()));
+    let mut vm = Vm::start_beside(&firmware, &disk.path, &orders, Some(log))?;
     vm.wait("ready")?;
     for (verb, version, slot) in VERBS {
         promote(version)?;
