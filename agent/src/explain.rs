@@ -16,7 +16,7 @@ use crate::journal::Trial;
 use crate::link::Link;
 use crate::node::Node;
 use crate::restart;
-use crate::slot::{Identity, SlotName};
+use crate::slot::{Kind, SlotName, Source, Standby};
 use crate::trial::{self, Standing};
 use crate::update::{self, Check, Context, Verdict};
 
@@ -85,19 +85,20 @@ pub async fn gather(node: &Node, ctx: &mut Context, link: Result<Arc<Link>, Stri
     }
 }
 
-/// Whether the standby slot is there and large enough. What only writing finds out, the last error tells.
+/// Whether the standby slot can be written and is large enough. What only writing finds out, the last error tells.
 fn standby(node: &Node, ctx: &Context, size: Option<u64>) -> Result<String, String> {
+    let open = |slot: SlotName| Source::open(slot, node.config.slots.path(slot)).ok();
+    let active = ctx.activation.active().map_err(|error| error.to_string())?.and_then(open);
     let slot = ctx.standby().map_err(|error| error.to_string())?;
     let path = node.config.slots.path(slot);
-    let device = matches!(Identity::of(path), Ok(Identity::Device(_)));
-    let room = std::fs::File::open(path).and_then(|mut file| std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)));
-    match (device, room, size) {
-        (true, Ok(room), Some(size)) if room < size => {
+    if let Some(obstacle) = Standby::obstacle(slot, path, active.as_ref()) {
+        return Err(obstacle.to_string());
+    }
+    // A file grows.
+    let room = open(slot).filter(|slot| slot.kind() == Kind::Device).map(|device| device.len());
+    match room.zip(size) {
+        Some((room, size)) if room < size => {
             Err(format!("slot {slot} ({}) has {room} bytes, the image {size}: give it a larger device", path.display()))
-        }
-        (true, Err(error), _) => Err(format!("slot {slot} ({}): {error}", path.display())),
-        _ if !device && path.starts_with("/dev") => {
-            Err(format!("slot {slot}: {} is not there; plug the device in or correct `slots`", path.display()))
         }
         _ => Ok(format!("slot {slot}, {}", path.display())),
     }

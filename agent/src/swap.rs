@@ -15,7 +15,6 @@ use goldsync_proto::release::ReleaseRef;
 use serde::Serialize;
 
 use crate::boot::{Activation, ActivationError, Holds};
-use crate::config::Slots;
 use crate::journal::{Journal, JournalError, Proven, RunLock, SlotRecord};
 use crate::slot::SlotName;
 
@@ -87,10 +86,8 @@ pub struct Swapped {
     pub release: ReleaseRef,
 }
 
-/// The places and records that a swap needs. The caller holds the [`RunLock`].
+/// The records and the back-end that a swap needs. The caller holds the [`RunLock`].
 pub struct Swap<'a> {
-    /// Where the slots are.
-    pub slots: &'a Slots,
     /// What was proven.
     pub journal: &'a Journal,
     /// How a slot becomes active.
@@ -108,18 +105,13 @@ impl Swap<'_> {
 
     /// What `rollback` would go back to: what was active before.
     pub fn previous(&self) -> Result<Proven, SwapError> {
-        let (active, slot, proven) = self.look()?;
-        if active.is_none() {
-            return Err(SwapError::NothingActive);
-        }
-        if self.newer(active, &proven)? { Err(SwapError::Newer { slot, release: proven.release }) } else { Ok(proven) }
+        self.before().map(|(_, _, proven)| proven)
     }
 
     /// Goes back to what was active before, and holds the release that is left. The caller has just proven the slot. No trial:
     /// it was kept once.
     pub fn back(&self) -> Result<Swapped, SwapError> {
-        self.previous()?;
-        let (active, standby, proven) = self.look()?;
+        let (active, standby, proven) = self.before()?;
         if let Some(left) = active.map(|left| self.journal.slot(left)).transpose()?
             && let Some(left) = left.proven()
         {
@@ -129,6 +121,18 @@ impl Swap<'_> {
         self.activation.activate(standby, &Holds::of(&proven), 0)?;
         self.journal.end_trial()?;
         Ok(Swapped { from: active, to: standby, image: proven.image, release: proven.release })
+    }
+
+    /// [`Swap::look`], where the standby slot holds what was active before.
+    fn before(&self) -> Result<(Option<SlotName>, SlotName, Proven), SwapError> {
+        let (active, slot, proven) = self.look()?;
+        if active.is_none() {
+            return Err(SwapError::NothingActive);
+        }
+        if self.newer(active, &proven)? {
+            return Err(SwapError::Newer { slot, release: proven.release });
+        }
+        Ok((active, slot, proven))
     }
 
     /// The active slot, the standby slot, and what the latter was proven to hold.
@@ -159,6 +163,7 @@ impl Swap<'_> {
 mod tests {
     use super::*;
     use crate::boot::Symlink;
+    use crate::config::Slots;
     use std::fs;
 
     struct Bench {
@@ -189,7 +194,7 @@ mod tests {
 
         fn swap<T>(&self, work: impl FnOnce(&Swap<'_>) -> T) -> T {
             let lock = self.journal.lock().unwrap();
-            work(&Swap { slots: &self.slots, journal: &self.journal, activation: &self.activation, lock: &lock })
+            work(&Swap { journal: &self.journal, activation: &self.activation, lock: &lock })
         }
 
         fn activate(&self) -> Result<Swapped, SwapError> {

@@ -258,7 +258,7 @@ impl Context {
     }
 
     fn swap<'a>(&'a self, lock: &'a RunLock) -> Swap<'a> {
-        Swap { slots: &self.config.slots, journal: &self.journal, activation: self.activation.as_ref(), lock }
+        Swap { journal: &self.journal, activation: self.activation.as_ref(), lock }
     }
 
     /// Where the next image goes.
@@ -795,7 +795,8 @@ fn open_job(ctx: &Context, target: &Manifest, geometry: Geometry, base: Option<B
     }
     let active = ctx.activation.active()?.map(|slot| Source::open(slot, ctx.config.slots.path(slot))).transpose()?;
     let record = ctx.journal.slot(name)?;
-    if ctx.activation.takes_effect() == Effect::AtOnce {
+    let at_once = ctx.activation.takes_effect() == Effect::AtOnce;
+    if at_once {
         // What readers are just leaving is waited for; else it would count as in use.
         ctx.activation.retire(name)?;
     }
@@ -807,8 +808,10 @@ fn open_job(ctx: &Context, target: &Manifest, geometry: Geometry, base: Option<B
         active: active.as_ref(),
     })?;
     let cache = cache(ctx, geometry)?;
-    // A boot loader first: it must not start from what is half written. What waits for a restart is called off with it.
-    ctx.activation.retire(name)?;
+    if !at_once {
+        // A boot loader must not start from what is half written. What waits for a restart is called off with it.
+        ctx.activation.retire(name)?;
+    }
     ctx.journal.end_trial()?;
     // Durable before the first byte: from here on nobody may believe the slot.
     ctx.journal.set_staging(name, target.image, &target.release)?;

@@ -33,10 +33,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use goldsync_proto::verity::RootHash;
-
 use super::formats::grubenv::{Block, GrubenvError, SIZE};
-use super::{Activation, ActivationError, Booted, Effect, Holds, Look, overwrite};
+use super::{Activation, ActivationError, Booted, Holds, Look, overwrite};
 use crate::slot::SlotName;
 
 const BACKEND: &str = "grub";
@@ -232,12 +230,8 @@ impl Activation for Grub {
         self.change(|_| State::settled(Some(slot)))
     }
 
-    fn takes_effect(&self) -> Effect {
-        Effect::AtRestart
-    }
-
-    fn root_hash(&self) -> Option<RootHash> {
-        self.booted.root_hash()
+    fn booted(&self) -> Option<&Booted> {
+        Some(&self.booted)
     }
 }
 

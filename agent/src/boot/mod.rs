@@ -79,8 +79,15 @@ pub trait Activation: Send + Sync {
     /// back to by itself, so that its starts are not counted any longer either.
     fn confirm(&self, slot: SlotName) -> Result<(), ActivationError>;
 
+    /// How the machine was started, where a boot loader decides that.
+    fn booted(&self) -> Option<&Booted> {
+        None
+    }
+
     /// When an activated slot is in use.
-    fn takes_effect(&self) -> Effect;
+    fn takes_effect(&self) -> Effect {
+        if self.booted().is_some() { Effect::AtRestart } else { Effect::AtOnce }
+    }
 
     /// Whether starts of a slot on trial are counted, so that it is given up by itself.
     fn counts(&self) -> bool {
@@ -90,7 +97,7 @@ pub trait Activation: Send + Sync {
     /// The root hash by which the kernel checks every read of the active slot, if it does. Whoever signed it has said which image
     /// that is, so that nobody needs to read it to know.
     fn root_hash(&self) -> Option<RootHash> {
-        None
+        self.booted()?.root_hash()
     }
 
     /// The slot that is in use, if any was ever activated. It is never written.

@@ -24,7 +24,7 @@ use rustix::mount::UnmountFlags;
 use serde::{Deserialize, Serialize};
 
 use super::booted::slot_under;
-use super::{Activation, ActivationError, Effect, Holds, Look};
+use super::{Activation, ActivationError, Holds, Look};
 use crate::config::{Backend, Config, Slots};
 use crate::journal::{self, Journal, RunLock, SlotRecord};
 use crate::mounts;
@@ -278,10 +278,6 @@ impl Activation for Mount {
 
     fn confirm(&self, slot: SlotName) -> Result<(), ActivationError> {
         self.choose(Choice { slot, tries: None })
-    }
-
-    fn takes_effect(&self) -> Effect {
-        Effect::AtOnce
     }
 
     /// [`Mount::at_start`] does.

@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Activation, ActivationError, Effect, Holds, Look};
+use super::{Activation, ActivationError, Holds, Look};
 use crate::config::Slots;
 use crate::slot::{Identity, SlotName};
 
@@ -89,10 +89,6 @@ impl Activation for Symlink {
 
     fn confirm(&self, _slot: SlotName) -> Result<(), ActivationError> {
         Ok(())
-    }
-
-    fn takes_effect(&self) -> Effect {
-        Effect::AtOnce
     }
 }
 

@@ -25,14 +25,12 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use goldsync_proto::verity::RootHash;
-
 use super::formats::entry::{self, Name, Text};
 use super::formats::load_option;
 use super::inside::OpenInSlot;
 use super::kernel::{Kernels, remove};
 use super::options::{Template, Values};
-use super::{Activation, ActivationError, Booted, Effect, Holds, Look, inside};
+use super::{Activation, ActivationError, Booted, Holds, Look, inside};
 use crate::config::{Slots, SystemdBoot as Settings};
 use crate::slot::SlotName;
 
@@ -356,12 +354,8 @@ impl Activation for SystemdBoot {
         self.remove(&entries, |entry| entry.of(slot) && entry.path != kept.path)
     }
 
-    fn takes_effect(&self) -> Effect {
-        Effect::AtRestart
-    }
-
-    fn root_hash(&self) -> Option<RootHash> {
-        self.booted.root_hash()
+    fn booted(&self) -> Option<&Booted> {
+        Some(&self.booted)
     }
 }
 

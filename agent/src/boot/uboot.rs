@@ -19,10 +19,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
-use goldsync_proto::verity::RootHash;
-
 use super::formats::uboot_env::{Copy, SIZE_MAX, Variables, newer};
-use super::{Activation, ActivationError, Booted, Effect, Holds, Look};
+use super::{Activation, ActivationError, Booted, Holds, Look};
 use crate::slot::SlotName;
 
 const BACKEND: &str = "uboot";
@@ -271,12 +269,8 @@ impl Activation for Uboot {
         self.change(|_| State::settled(Some(slot)))
     }
 
-    fn takes_effect(&self) -> Effect {
-        Effect::AtRestart
-    }
-
-    fn root_hash(&self) -> Option<RootHash> {
-        self.booted.root_hash()
+    fn booted(&self) -> Option<&Booted> {
+        Some(&self.booted)
     }
 }
 

@@ -21,10 +21,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
-use goldsync_proto::verity::RootHash;
-
 use super::formats::load_option::{LoadOption, SIZE_MAX, numbers};
-use super::{Activation, ActivationError, Booted, Effect, Holds, Look};
+use super::{Activation, ActivationError, Booted, Holds, Look};
 use crate::slot::SlotName;
 
 const BACKEND: &str = "uefi";
@@ -251,12 +249,8 @@ impl Activation for Uefi {
         self.settle(slot)
     }
 
-    fn takes_effect(&self) -> Effect {
-        Effect::AtRestart
-    }
-
-    fn root_hash(&self) -> Option<RootHash> {
-        self.booted.root_hash()
+    fn booted(&self) -> Option<&Booted> {
+        Some(&self.booted)
     }
 }
 

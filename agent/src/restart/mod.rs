@@ -71,7 +71,7 @@ pub fn gate(restart: &Restart, effect: Effect, now: DateTime<Utc>) -> Option<Wai
 }
 
 /// Until when the windows are closed, if they are.
-pub fn closed(restart: &Restart, now: DateTime<Utc>) -> Option<Wait> {
+fn closed(restart: &Restart, now: DateTime<Utc>) -> Option<Wait> {
     match window::now(&restart.windows, restart.time_zone, now) {
         window::Now::Open => None,
         window::Now::OpensAt(at) => {

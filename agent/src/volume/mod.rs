@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use goldsync_proto::content::detect;
 use goldsync_proto::limits::BLOCK;
 use goldsync_proto::verity::Sealed;
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MoveMountFlags};
 
@@ -134,24 +134,27 @@ impl Volume {
     /// Attaches slot `name` at `path` and mounts it nowhere. `sealed` is what its release says of its hash tree.
     pub fn mount(&self, name: SlotName, path: &Path, sealed: Option<&Sealed>) -> Result<Detached, VolumeError> {
         let sealed = match (self.verity, sealed) {
-            (false, _) => None,
-            (true, Some(sealed)) => Some(sealed),
+            (false, _) => return self.mount_unchecked(path),
+            (true, Some(sealed)) => sealed,
             (true, None) => return Err(VolumeError::NotSealed { path: path.to_owned() }),
         };
-        let device = attach(path)?;
-        let device = match sealed {
-            Some(sealed) => mapper::open(name, &device, sealed)?,
-            None => device,
-        };
-        let file_system = match &self.file_system {
-            Some(given) => given.clone(),
-            None => probe(path, &device)?.to_owned(),
-        };
-        let mount = self.mount_device(&file_system, &device)?;
-        Ok(Detached { mount, slot: path.to_owned() })
+        self.mount_device(path, &mapper::open(name, &attach(path)?, sealed)?)
     }
 
-    fn mount_device(&self, file_system: &str, device: &Device) -> Result<OwnedFd, VolumeError> {
+    /// The same without dm-verity, whatever was asked for: of a slot that was read back just now.
+    pub fn mount_unchecked(&self, path: &Path) -> Result<Detached, VolumeError> {
+        self.mount_device(path, &attach(path)?)
+    }
+
+    fn mount_device(&self, path: &Path, device: &Device) -> Result<Detached, VolumeError> {
+        let file_system = match &self.file_system {
+            Some(given) => given,
+            None => probe(path, device)?,
+        };
+        Ok(Detached { mount: self.mount_as(file_system, device)?, slot: path.to_owned() })
+    }
+
+    fn mount_as(&self, file_system: &str, device: &Device) -> Result<OwnedFd, VolumeError> {
         let node = &device.node;
         let context = rustix::mount::fsopen(file_system, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|error| match error {
             Errno::NOSYS => too_old("mounting a volume", "5.2", "activate by \"symlink\" or \"command\" here"),
@@ -171,6 +174,9 @@ impl Volume {
         };
         rustix::mount::fsconfig_set_string(&context, "source", node).map_err(|error| fail("naming", error))?;
         set("ro", None).map_err(|error| fail("asking for read-only of", error))?;
+        if let Some((key, value)) = no_replay(file_system) {
+            set(key, value).map_err(|error| fail("asking for no replay of the journal of", error))?;
+        }
         for (key, value) in self.options.parameters() {
             set(key, value).map_err(|error| fail("setting the options of", error))?;
         }
@@ -206,6 +212,13 @@ impl Detached {
         &self.slot
     }
 
+    /// Opens a file of the volume by its path there. Symbolic links lead nowhere outside.
+    pub fn open(&self, path: &Path) -> io::Result<File> {
+        let how = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        Ok(File::from(rustix::fs::openat2(&self.mount, path, how, Mode::empty(), inside)?))
+    }
+
     fn move_to(&self, point: &Path, how: MoveMountFlags) -> Result<(), Errno> {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | how;
         rustix::mount::move_mount(&self.mount, "", CWD, point, flags)
@@ -237,6 +250,17 @@ fn probe(path: &Path, device: &Device) -> Result<&'static str, VolumeError> {
         Some("squashfs") => Ok("squashfs"),
         Some("ext2" | "ext3" | "ext4") => Ok("ext4"),
         looks => Err(VolumeError::Unknown { path: path.to_owned(), looks: looks.unwrap_or("nothing that is known") }),
+    }
+}
+
+/// The option by which a file system leaves its journal alone. One that was not empty would be replayed even when mounted read-only:
+/// written into the slot, whose proof would be void.
+fn no_replay(file_system: &str) -> Option<(&'static str, Option<&'static str>)> {
+    match file_system {
+        "ext3" | "ext4" => Some(("noload", None)),
+        "xfs" => Some(("norecovery", None)),
+        "btrfs" => Some(("rescue", Some("nologreplay"))),
+        _ => None,
     }
 }
 
@@ -298,10 +322,13 @@ mod tests {
         let path = folder.path().join("slot");
         let mut erofs = vec![0; 4096];
         erofs[1024..1028].copy_from_slice(&[0xe2, 0xe1, 0xf5, 0xe0]);
+        let mut ext4 = vec![0; 4096];
+        ext4[1080..1082].copy_from_slice(&[0x53, 0xef]);
         let mut disk = vec![0; 4096];
         disk[512..520].copy_from_slice(b"EFI PART");
         for (bytes, expected) in [
             (erofs, Ok("erofs")),
+            (ext4, Ok("ext4")),
             (b"hsqs".to_vec(), Ok("squashfs")),
             (disk, Err("begins like gpt")),
             (vec![], Err("nothing that is known")),

@@ -50,6 +50,11 @@ impl fmt::Display for Options {
 }
 
 impl Options {
+    /// Files to be read and nothing else: no devices, no set-user-ids, no programs.
+    pub fn only_files() -> Self {
+        Self(["nosuid", "nodev", "noexec"].map(|word| (word.to_owned(), None)).to_vec())
+    }
+
     /// The flags of the mount itself.
     pub fn attributes(&self) -> MountAttrFlags {
         let flags = self.0.iter().filter_map(|(key, value)| value.is_none().then(|| attribute(key))?);
