@@ -18,7 +18,7 @@
 //! disk       small file systems and loop devices       stamp    was anything written?
 //! simdisk    a simulated disk under a Machine: power cuts after any operation, errors, rot
 //! net        a namespace and a cable to it
-//! volumes    images that can be mounted                namespace   mounts that end with their test
+//! volumes    images that can be mounted; bench: two slots with them     namespace   mounts that end with their test
 //! ```
 //! *A virtual machine* ([`vm`]), for the stories that need a boot loader, a kernel, or a plug to pull.
 //!
@@ -27,6 +27,7 @@
 //! panics when the harness itself fails: a test that cannot be set up is a failed test. `GOLDSYNC_TESTS_KEEP=1` keeps its
 //! scratch folder.
 
+pub mod bench;
 pub mod damage;
 pub mod demo;
 pub mod disk;

@@ -207,7 +207,7 @@ async fn promotion_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_sync_is_a_no_op() {
     let image = Image::new(11, 4);
-    let (fleet, node) = Fleet::with_node(&image).await;
+    let (_fleet, node) = Fleet::with_node(&image).await;
     let before = node.stamps();
     let told = node.sync().await;
     let wire = told.wire.received + told.wire.sent;
@@ -257,7 +257,7 @@ async fn sparse_stays_sparse() {
 #[tokio::test(flavor = "multi_thread")]
 async fn drift_is_found_and_repaired() {
     let image = Image::new(14, 4);
-    let (fleet, node) = Fleet::with_node(&image).await;
+    let (_fleet, node) = Fleet::with_node(&image).await;
     node.agent(&["verify"]).await.ok();
     let flipped = damage::flip(node.slot(SlotName::A), 140, 5);
     let report = node.verify().await.ok();

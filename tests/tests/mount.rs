@@ -2,12 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use goldsync_agent::boot::nextroot::NextRoot;
-use goldsync_agent::boot::{Activation, Effect, Holds, Look, Mount, Started};
+use goldsync_agent::boot::{Activation, Effect, Look, Mount, Started};
 use goldsync_agent::config::Slots;
 use goldsync_agent::journal::Journal;
 use goldsync_agent::program::Program;
@@ -16,88 +16,10 @@ use goldsync_agent::slot::{self, SlotName, Standby, Wanted};
 use goldsync_agent::volume::Volume;
 use goldsync_proto::block::Geometry;
 use goldsync_proto::digest::ImageId;
-use goldsync_proto::release::Manifest;
-use goldsync_proto::signature::Signature;
-use goldsync_proto::verity;
+use goldsync_tests::bench::{Bench, FILE, FILES, holds, make};
 use goldsync_tests::disk::{Loop, skip};
 use goldsync_tests::volumes::{Kind, text, tool};
 use goldsync_tests::{Fleet, Image, namespace};
-
-/// Bytes in each file: read in several pieces, so that a reader that saw two images in one file would notice.
-const FILE: usize = 96 << 10;
-const FILES: usize = 4;
-
-/// Two slots with a mount point and a state folder.
-struct Bench {
-    folder: tempfile::TempDir,
-    slots: Slots,
-    target: PathBuf,
-}
-
-impl Drop for Bench {
-    fn drop(&mut self) {
-        // Or the folder could not be removed; what is still mounted ends with the namespace.
-        while rustix::mount::unmount(&self.target, rustix::mount::UnmountFlags::DETACH).is_ok() {}
-    }
-}
-
-impl Bench {
-    /// With an image of the kind in each slot: files full of `a`, and of `b`.
-    fn new(kind: Kind) -> Option<Self> {
-        let folder = tempfile::tempdir().expect("a folder");
-        let slots = Slots { a: folder.path().join("a.img"), b: folder.path().join("b.img"), size: None };
-        let target = folder.path().join("app");
-        fs::create_dir(&target).expect("a mount point");
-        for name in SlotName::ALL {
-            make(kind, folder.path(), name.as_str().as_bytes()[0], slots.path(name))?;
-        }
-        let bench = Self { folder, slots, target };
-        bench.journal();
-        Some(bench)
-    }
-
-    fn state(&self) -> PathBuf {
-        self.folder.path().join("state")
-    }
-
-    fn journal(&self) -> Journal {
-        Journal::open(&self.state()).expect("a journal")
-    }
-
-    fn mount(&self) -> Mount {
-        Mount::new(&self.target, &Volume::default(), &self.slots, &self.state())
-    }
-
-    fn at_start(&self) -> Started {
-        let journal = self.journal();
-        let lock = journal.lock().expect("the lock");
-        self.mount().at_start(&lock).expect("a start")
-    }
-
-    /// What a machine that was switched off has mounted.
-    fn power_off(&self) {
-        while rustix::mount::unmount(&self.target, rustix::mount::UnmountFlags::DETACH).is_ok() {}
-    }
-
-    /// What readers see.
-    fn seen(&self) -> char {
-        fs::read(self.target.join("file-0")).expect("a file")[0].into()
-    }
-}
-
-/// An image of files that are full of one letter.
-fn make(kind: Kind, folder: &Path, letter: u8, image: &Path) -> Option<()> {
-    let files = folder.join(format!("files-{}", letter as char));
-    fs::create_dir_all(&files).expect("a folder");
-    for number in 0..FILES {
-        fs::write(files.join(format!("file-{number}")), vec![letter; FILE]).expect("a file");
-    }
-    kind.make(&files, image)
-}
-
-fn holds() -> Holds {
-    Holds { image: ImageId::of(b"x"), release: "web:1".parse().expect("a release"), size: 4096, verity: None }
-}
 
 const A: SlotName = SlotName::A;
 const B: SlotName = SlotName::B;
@@ -332,96 +254,6 @@ fn slots_that_are_devices_are_mounted_as_they_are() {
     let wanted = Wanted { name: A, path: &bench.slots.a, image, limit: None, active: None };
     drop(Standby::open(&wanted).expect("a slot that nobody uses"));
     bench.power_off();
-}
-
-/// Appends a hash tree to the image in a slot, and records it as that release's.
-fn seal(bench: &Bench, slot: SlotName) -> Holds {
-    let data = fs::read(bench.slots.path(slot)).expect("an image");
-    let (tree, sealed) = verity::seal(&data, ImageId::of(&data)).expect("a tree");
-    let bytes = [data, tree].concat();
-    fs::write(bench.slots.path(slot), &bytes).expect("a slot");
-    let geometry = Geometry::new(bytes.len() as u64).expect("a size");
-    let signature = Signature::of(geometry, &bytes).expect("a signature");
-    let manifest = Manifest {
-        format: 1,
-        release: "web:1".parse().expect("a release"),
-        image: signature.image,
-        size: geometry.size(),
-        sections: signature.sections(),
-        file_system: None,
-        verity: Some(sealed.clone()),
-        minimum_agent: None,
-        labels: Default::default(),
-        published_at: String::new(),
-    };
-    bench.journal().set_proven_as(slot, &manifest).expect("a record");
-    Holds { verity: Some(sealed), ..holds() }
-}
-
-/// Through dm-verity: what was signed is read, what was changed is an error, and nothing stays behind. Where the kernel is too old
-/// to replace a volume, it says so and changes nothing.
-#[test]
-fn a_volume_is_checked_by_the_kernel() {
-    const NAME: &str = "a_volume_is_checked_by_the_kernel";
-    if !namespace::own(NAME) {
-        return;
-    }
-    if !Path::new("/dev/mapper/control").exists() {
-        return skip(NAME, "this kernel has no device mapper");
-    }
-    let Some(bench) = Bench::new(Kind::Erofs) else { return skip(NAME, "no mkfs.erofs here") };
-    let volume = Volume { verity: true, ..Volume::default() };
-    let mount = Mount::new(&bench.target, &volume, &bench.slots, &bench.state());
-    let refused = mount.activate(A, &holds(), 0).expect_err("a release without a tree").to_string();
-    assert!(refused.contains("publish --verity"), "{refused}");
-    let (a, b) = (seal(&bench, A), seal(&bench, B));
-    let root = |holds: &Holds| holds.verity.as_ref().map(|sealed| sealed.root_hash);
-    mount.activate(A, &a, 0).expect("a slot that is mounted");
-    assert_eq!((mount.active().expect("a look"), bench.seen(), mount.root_hash()), (Some(A), 'a', root(&a)));
-    let used = slot::used(&bench.slots.a).expect("a slot in use");
-    assert!(used.how.contains("through /dev/dm-"), "{used:?}");
-    match mount.activate(B, &b, 0) {
-        Ok(()) => {
-            assert_eq!((mount.active().expect("a look"), bench.seen(), mount.root_hash()), (Some(B), 'b', root(&b)))
-        }
-        Err(error) => {
-            let error = error.to_string();
-            assert!(error.contains("takes Linux 6.5, and this is"), "{error}");
-            assert_eq!((mount.active().expect("a look"), bench.seen()), (Some(A), 'a'));
-            eprintln!("not replaced while it is read: {error}");
-            bench.power_off();
-            mount.activate(B, &b, 0).expect("a slot that is mounted plainly");
-        }
-    }
-    mount.retire(A).expect("a slot that nobody uses");
-    bench.power_off();
-    // The device mapper removes in the background what nobody uses any more.
-    let stays = || {
-        let mut devices = fs::read_dir("/sys/block").expect("/sys").flatten();
-        devices.any(|entry| {
-            fs::read_to_string(entry.path().join("dm/name")).is_ok_and(|name| name.starts_with("goldsync-"))
-        })
-    };
-    let gone = (0..200).any(|_| {
-        std::thread::sleep(Duration::from_millis(50));
-        !stays()
-    });
-    assert!(gone, "a device stays");
-    // After a start, by the record; and with another tree's root hash, not at all.
-    let journal = bench.journal();
-    let lock = journal.lock().expect("the lock");
-    assert_eq!(mount.at_start(&lock).expect("a start"), Started::Mounted(B, None));
-    bench.power_off();
-    assert!(mount.activate(B, &a, 0).is_err(), "another root hash");
-    // One byte of one file.
-    let mut bytes = fs::read(&bench.slots.b).expect("a slot");
-    let at = bytes.windows(FILE).position(|part| part.iter().all(|byte| *byte == b'b')).expect("a file's bytes");
-    bytes[at + 3 * 4096 + 7] ^= 1;
-    fs::write(&bench.slots.b, &bytes).expect("a slot");
-    mount.activate(B, &b, 0).expect("a slot that is mounted");
-    let read: Vec<bool> =
-        (0..FILES).map(|number| fs::read(bench.target.join(format!("file-{number}"))).is_ok()).collect();
-    assert_eq!(read.iter().filter(|read| !**read).count(), 1, "one file cannot be read, and is not wrong: {read:?}");
 }
 
 /// All of it by the verbs: install, update while it is read, roll back, start again.

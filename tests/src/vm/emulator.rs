@@ -77,6 +77,11 @@ pub struct Vm {
 impl Vm {
     /// Switches it on. `orders` is what the image's init runs; it lies beside the disk.
     pub fn start(firmware: &Firmware, disk: &Path, orders: &str) -> Result<Self> {
+        Self::start_beside(firmware, disk, orders, None)
+    }
+
+    /// The same, with one more disk: `/dev/vdc`.
+    pub fn start_beside(firmware: &Firmware, disk: &Path, orders: &str, beside: Option<&Path>) -> Result<Self> {
         let paper = disk.with_extension("orders");
         // A block device is a whole number of blocks. What reads it as a script must not meet zeros.
         let mut script = orders.as_bytes().to_vec();
@@ -85,7 +90,7 @@ impl Vm {
         // The guest must not outlive a test that was killed.
         let mut command = Command::new("setpriv");
         let emulator = firmware.emulator();
-        command.args(["--pdeathsig", "KILL", "--", emulator]).args(arguments(firmware, disk, &paper));
+        command.args(["--pdeathsig", "KILL", "--", emulator]).args(arguments(firmware, disk, &paper, beside));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("start {emulator}"))?;
         let (sender, lines) = channel();
@@ -211,7 +216,7 @@ fn read(mut pipe: impl Read, mut take: impl FnMut(String) -> bool) {
     }
 }
 
-fn arguments(firmware: &Firmware, disk: &Path, orders: &Path) -> Vec<OsString> {
+fn arguments(firmware: &Firmware, disk: &Path, orders: &Path, beside: Option<&Path>) -> Vec<OsString> {
     let mut words = split("-display none -serial stdio -monitor none");
     let drive = |options: &str, file: &Path| {
         let mut value = OsString::from(format!("{options},format=raw,file="));
@@ -232,6 +237,9 @@ fn arguments(firmware: &Firmware, disk: &Path, orders: &Path) -> Vec<OsString> {
     // What the guest has flushed is in the host's page cache, and that outlives the emulator.
     words.extend(drive("if=virtio,cache=writeback", disk));
     words.extend(drive("if=virtio,readonly=on", orders));
+    if let Some(beside) = beside {
+        words.extend(drive("if=virtio,cache=writeback", beside));
+    }
     match firmware {
         Firmware::Kernel { kernel, initrd, append } => {
             words.extend(["-kernel".into(), kernel.into(), "-initrd".into(), initrd.into()]);

@@ -6,6 +6,9 @@
 //!    └─▶ Disk      a file with a partition table: loader, slot a, slot b, state  (layout: the arithmetic)
 //!           ├─▶ Loader a boot loader, put on it
 //!           └─▶ Vm     the emulator at work on it; its console, line by line  (console: what a line is)
+//!
+//! write_log ─▶ replay ─▶ judge   what a guest's kernel wrote down of its writes; the disks that may be found when power is lost
+//!                                between them; what would start from those, and what they claim
 //! ```
 //! [`Board`] is another machine altogether: one that U-Boot starts.
 //!
@@ -18,11 +21,14 @@ pub mod cuts;
 pub mod disk;
 pub mod emulator;
 pub mod image;
+pub mod judge;
 pub mod layout;
 pub mod loader;
 pub mod parts;
+pub mod replay;
 pub mod rig;
 pub mod userland;
+pub mod write_log;
 
 pub use board::Board;
 pub use disk::Disk;

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{Disk, Firmware, Flaw, HOST, Kind, Layout, Part, Parts, image};
+use super::{Disk, Firmware, Flaw, HOST, Kind, Layout, Part, Parts, image, parts};
+use crate::disk::skip;
 use crate::scene::{CHANNEL, NAME, Scene};
 
 /// What every machine is ordered first: words for the orders of the story, and becoming a node.
@@ -29,6 +30,7 @@ pub struct Rig {
     pub parts: Parts,
     kind: Kind,
     token: String,
+    tools: Vec<PathBuf>,
 }
 
 impl Rig {
@@ -37,7 +39,19 @@ impl Rig {
         let Some(parts) = Parts::find(test)? else { return Ok(None) };
         let scene = Scene::open(executable)?;
         let token = scene.server.token(&[])?;
-        Ok(Some(Self { scene, parts, kind, token }))
+        Ok(Some(Self { scene, parts, kind, token, tools: Vec::new() }))
+    }
+
+    /// Puts programs of this machine on the state partitions of disks that are made from now on, for the story's orders. `false`,
+    /// loudly, if one is not installed.
+    pub fn bring(&mut self, test: &str, tools: &[&Path]) -> bool {
+        let missing = tools.iter().find(|tool| !tool.is_file());
+        if let Some(missing) = missing {
+            skip(test, &format!("{} is not installed; run scripts/install-packages vm", missing.display()));
+            return false;
+        }
+        self.tools.extend(tools.iter().map(|tool| tool.to_path_buf()));
+        true
     }
 
     /// The image of a version, made once.
@@ -64,9 +78,17 @@ impl Rig {
         let state = tempfile::tempdir_in(self.scene.folder())?;
         fs::write(state.path().join("agent.toml"), self.config(activation)?)?;
         fs::write(state.path().join("slots"), "a\n-\n0\n")?;
+        let [programs, libraries] = ["bin", "lib"].map(|name| state.path().join(name));
+        fs::create_dir(&programs)?;
+        fs::create_dir(&libraries)?;
         if self.kind == Kind::Small {
-            fs::create_dir(state.path().join("bin"))?;
-            fs::copy(self.parts.agent(self.scene.folder())?, state.path().join("bin/goldsync-agent"))?;
+            fs::copy(self.parts.agent(self.scene.folder())?, programs.join("goldsync-agent"))?;
+        }
+        for tool in &self.tools {
+            fs::copy(tool, programs.join(tool.file_name().context("a program's name")?))?;
+            for library in parts::libraries(tool)? {
+                fs::copy(&library, libraries.join(library.file_name().context("a library's name")?))?;
+            }
         }
         disk.put_state(state.path())?;
         Ok(disk)
@@ -101,6 +123,14 @@ impl Rig {
         let initrd = self.scene.folder().join("initrd");
         self.parts.write_initramfs(&initrd, &[])?;
         Ok(Firmware::Kernel { kernel: self.parts.unpacked_kernel(), initrd, append: append.to_owned() })
+    }
+
+    /// The same, with device mapper's tool in the initramfs: for what lies between the machine and its disk.
+    pub fn mapped_kernel(&self, dmsetup: &Path, append: &str) -> Result<Firmware> {
+        let initrd = self.scene.folder().join("initrd-mapped");
+        self.parts.write_initramfs(&initrd, &[dmsetup])?;
+        let append = format!("goldsync.load=faults {append}");
+        Ok(Firmware::Kernel { kernel: self.parts.unpacked_kernel(), initrd, append })
     }
 
     /// The same, with dm-verity between the slot and the machine.
