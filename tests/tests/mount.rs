@@ -9,7 +9,6 @@ use std::time::Duration;
 use goldsync_agent::boot::nextroot::NextRoot;
 use goldsync_agent::boot::{Activation, Effect, Look, Mount, Started};
 use goldsync_agent::config::Slots;
-use goldsync_agent::journal::Journal;
 use goldsync_agent::program::Program;
 use goldsync_agent::restart::{self, Next};
 use goldsync_agent::slot::{self, SlotName, Standby, Wanted};
