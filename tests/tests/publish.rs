@@ -204,7 +204,7 @@ async fn a_server_of_another_fleet() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_change_is_in_the_audit_log() {
     let image = Image::new(6, 1);
-    let (fleet, node) = Fleet::with_node(&image).await;
+    let (fleet, _node) = Fleet::with_node(&image).await;
     fleet.operator.run(["fleet", "sync", "--channel", "production", "--allow-absent"]).await;
     fleet.operator.json(["node", "revoke", "n1"]).await;
     let audit = fleet.operator.audit().await;
