@@ -8,7 +8,7 @@
 //! /etc/release             NAME:VERSION
 //! /usr/share/payload       6 MiB, of which a release has 2 MiB of its own
 //! ```
-//! ext4 without a journal, the same bytes whenever it is made from the same parts. A *small* image has neither kernel nor
+//! ext4 without a journal; two that are made of the same parts differ in their files' times. A *small* image has neither kernel nor
 //! agent: the emulator loads the one, and the other lies on the state partition. It is for stories told hundreds of times. A
 //! *sealed* one's initramfs can open dm-verity. One with *systemd* has another userland around the same kernel, agent, release and
 //! health: see [`super::userland`].
