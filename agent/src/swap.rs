@@ -100,7 +100,11 @@ impl Swap<'_> {
     /// What `activate` would make active: what was staged and proven since the last swap.
     pub fn next(&self) -> Result<Proven, SwapError> {
         let (active, slot, proven) = self.look()?;
-        if self.newer(active, &proven)? { Ok(proven) } else { Err(SwapError::Older { slot, release: proven.release }) }
+        if self.journal.is_newer(&proven, active)? {
+            Ok(proven)
+        } else {
+            Err(SwapError::Older { slot, release: proven.release })
+        }
     }
 
     /// What `rollback` would go back to: what was active before.
@@ -129,7 +133,7 @@ impl Swap<'_> {
         if active.is_none() {
             return Err(SwapError::NothingActive);
         }
-        if self.newer(active, &proven)? {
+        if self.journal.is_newer(&proven, active)? {
             return Err(SwapError::Newer { slot, release: proven.release });
         }
         Ok((active, slot, proven))
@@ -149,13 +153,6 @@ impl Swap<'_> {
             SlotRecord::Staging(_) => Err(SwapError::NotProven { slot: standby, state: "is only half written" }),
             SlotRecord::Empty => Err(SwapError::NotProven { slot: standby, state: "holds nothing that was proven" }),
         }
-    }
-
-    /// Whether the standby slot was proven after the active one. An active slot without a record (the machine came
-    /// with it) is older than anything proven here.
-    fn newer(&self, active: Option<SlotName>, standby: &Proven) -> Result<bool, SwapError> {
-        let record = active.map(|active| self.journal.slot(active)).transpose()?;
-        Ok(record.as_ref().and_then(SlotRecord::proven).is_none_or(|active| standby.at > active.at))
     }
 }
 

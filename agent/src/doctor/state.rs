@@ -82,6 +82,10 @@ fn rollback(journal: &Journal, look: &Look) -> Found {
     let Some(active) = look.active else { return Ok(None) };
     let standby = active.other();
     Ok(Some(match journal.slot(standby)?.proven() {
+        Some(proven) if journal.is_newer(proven, Some(active))? => {
+            let says = format!("slot {standby} holds {}, which is newer than what runs", proven.release);
+            Finding::warning("rollback", says, "`goldsync-agent activate` goes on to it; what came before is gone")
+        }
         Some(proven) => Finding::fine("rollback", format!("slot {standby} was proven to be {}", proven.release)),
         None => {
             let says = format!("slot {standby} holds nothing proven: there is nothing to go back to");
@@ -155,7 +159,13 @@ mod tests {
         }
         let (image, release) = (ImageId::of(b"x"), "web:1".parse().unwrap());
         journal.set_proven(SlotName::A, image, &release, 4096).unwrap();
+        // Proofs are told apart by their times.
+        std::thread::sleep(std::time::Duration::from_millis(2));
         journal.set_proven(SlotName::B, image, &release, 4096).unwrap();
+        let newer = found(&journal, "rollback").unwrap();
+        assert!(newer.verdict == Verdict::Warning && newer.says.contains("newer than what runs"), "{newer:?}");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        journal.set_proven(SlotName::A, image, &release, 4096).unwrap();
         for check in ["running", "rollback"] {
             assert_eq!(found(&journal, check).unwrap().verdict, Verdict::Fine, "{check}");
         }

@@ -205,6 +205,13 @@ impl Journal {
         Ok(read_json(&self.record(name))?.unwrap_or_default())
     }
 
+    /// Whether what was proven came after what `active` holds, so that it has not run yet. An active slot without a record (the
+    /// machine came with it) is older than anything proven here.
+    pub fn is_newer(&self, proven: &Proven, active: Option<SlotName>) -> Result<bool, JournalError> {
+        let record = active.map(|active| self.slot(active)).transpose()?;
+        Ok(record.as_ref().and_then(SlotRecord::proven).is_none_or(|active| proven.at > active.at))
+    }
+
     /// Says, durably, that slot `name` is about to be written. Before its first byte.
     pub fn set_staging(&self, name: SlotName, image: ImageId, release: &ReleaseRef) -> Result<(), JournalError> {
         let staging = Staging { image, release: release.clone(), since: Utc::now() };
