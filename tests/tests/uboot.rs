@@ -10,9 +10,8 @@ use goldsync_agent::boot::{Activation, Booted, Holds, Look, Uboot};
 use goldsync_agent::config::Slots;
 use goldsync_agent::slot::SlotName::{self, A, B};
 use goldsync_proto::digest::ImageId;
-use goldsync_tests::disk::skip;
-use goldsync_tests::programs::Run;
 use goldsync_tests::vm::emulator::QEMU_ARM;
+use goldsync_tests::vm::parts::installed;
 use goldsync_tests::vm::{Board, Part, Parts, board};
 
 /// The agent's side: its back-end, on a copy of the environment.
@@ -27,7 +26,7 @@ impl Node<'_> {
         let path = |name: &str| self.folder.join(name);
         let environment = path("uboot.env");
         fs::write(&environment, self.board.environment()?)?;
-        fs::write(path("fw_env.config"), format!("{} 0x0 0x10000\n", environment.display()))?;
+        fs::write(path("fw_env.config"), format!("{} 0x0 {}\n", environment.display(), board::ENVIRONMENT))?;
         fs::write(path("cmdline"), format!("ro goldsync.slot={slot}"))?;
         let slots = Slots { a: path("a"), b: path("b"), size: None };
         let backend = Uboot::new(path("fw_env.config"), true, Booted::new(path("cmdline"), &slots));
@@ -53,13 +52,8 @@ fn a_board_that_u_boot_starts() -> Result<()> {
     let test = "a_board_that_u_boot_starts";
     let Some(parts) = Parts::find(test)? else { return Ok(()) };
     let Some(loader) = parts.optional(test, board::LOADER) else { return Ok(()) };
-    for program in [QEMU_ARM, "mkenvimage"] {
-        let mut version = std::process::Command::new(program);
-        version.arg(if program == QEMU_ARM { "--version" } else { "-V" });
-        if Run::of(version).is_err() {
-            skip(test, &format!("{program} is not installed; run scripts/install-packages vm"));
-            return Ok(());
-        }
+    if ![QEMU_ARM, "mkenvimage"].iter().all(|program| installed(test, program)) {
+        return Ok(());
     }
     let folder = tempfile::tempdir()?;
     let board = Board::make(folder.path(), &loader)?;

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use crate::volume::{Options, Volume};
+use crate::volume::{Options, Volume, VolumeError};
 
 /// Opens a file in the slot at a path. Tests have another one, without mounts.
 pub(super) type OpenInSlot = fn(&Path, &Path) -> io::Result<File>;
@@ -15,13 +15,29 @@ pub(super) type OpenInSlot = fn(&Path, &Path) -> io::Result<File>;
 /// Opens `file`, an absolute path inside the image, in `slot`.
 pub(super) fn open(slot: &Path, file: &Path) -> io::Result<File> {
     let volume = Volume { options: Options::only_files(), ..Volume::default() };
-    volume.mount_unchecked(slot).map_err(io::Error::other)?.open(file)
+    volume.mount_unchecked(slot).map_err(without_kernel)?.open(file)
+}
+
+/// A loader's configuration does not name the image's file system; its cure is another one.
+fn without_kernel(error: VolumeError) -> io::Error {
+    match error {
+        VolumeError::Unknown { looks, .. } => io::Error::other(format!(
+            "the slot begins like {looks}, and holds none of ext4, EROFS and squashfs; set activation.kernel_from = \"esp\" and keep the kernel there"
+        )),
+        error => io::Error::other(error),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Read;
+
+    #[test]
+    fn what_is_no_file_system_has_no_kernel_and_the_cure_is_named() {
+        let error = without_kernel(VolumeError::Unknown { path: "/slots/a".into(), looks: "gpt" }).to_string();
+        assert!(error.contains("begins like gpt") && error.contains("kernel_from"), "{error}");
+    }
 
     /// Runs a program that may be missing; its output, if it was there and succeeded.
     fn run(program: &str, arguments: &[&str]) -> Option<String> {

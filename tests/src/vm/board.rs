@@ -14,7 +14,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use super::layout::{Layout, Part, Table};
-use super::{Disk, Firmware, Vm};
+use super::{Disk, Firmware, Vm, image};
 use crate::programs::Run;
 
 /// The variables and scripts that operators are given.
@@ -30,9 +30,14 @@ const OWN: [&str; 6] = [
     "goldsync_load=load ${goldsync_device}:${goldsync_part} ${kernel_addr_r} ${goldsync_linux} && bootz ${kernel_addr_r} - ${fdtcontroladdr}",
 ];
 
-/// Where the board's first program looks for U-Boot, and the size of the environment in Debian's build.
+/// The board's U-Boot in the folder of `scripts/make-machines`.
+pub const LOADER: &str = "uboot-board.bin";
+
+/// Where the board's first program looks for it.
 const LOADER_AT: u64 = 8 << 10;
-const ENVIRONMENT: &str = "0x10000";
+
+/// The size of the environment in Debian's build.
+pub const ENVIRONMENT: &str = "0x10000";
 
 /// 64 MiB: a card's size must be a power of two.
 const LAYOUT: Layout = Layout { table: Table::Mbr, esp: 40, slot: 8, state: 6 };
@@ -68,10 +73,7 @@ impl Board {
         if let Some(name) = kernel {
             fs::write(boot.join("zImage"), self::kernel(&format!("\r\n[[runs {name}]]\r\n")))?;
         }
-        File::create(&image)?.set_len(LAYOUT.slot << 20)?;
-        let mut mkfs = Command::new("mkfs.ext4");
-        mkfs.env("PATH", super::path()).args(["-q", "-F", "-O", "^has_journal", "-d"]).args([&tree, &image]);
-        Run::of(mkfs)?.ok()?;
+        image::ext4(&tree, LAYOUT.slot, &image)?;
         fs::remove_dir_all(&tree)?;
         self.card.put(part, &image)
     }
@@ -117,9 +119,6 @@ fn kernel(text: &str) -> Vec<u8> {
     (head[0], head[9], head[11]) = (0xea00_000a, 0x016f_2818, size);
     head.into_iter().chain(code).flat_map(u32::to_le_bytes).collect()
 }
-
-/// Where Debian's package has the board's U-Boot, in the folder of `scripts/make-machines`.
-pub const LOADER: &str = "uboot-board.bin";
 
 #[cfg(test)]
 mod tests {

@@ -34,9 +34,9 @@ const ORDERS: &str = r#"
 line=stay
 while :; do
   do_or_say node sync --json
-  if grep -q '"outcome":"up_to_date"' /tmp/done; then say "done golden"
+  if grep -q '"outcome":"up_to_date"' /tmp/done; then say "done golden $release"
   elif [ "$line" = restart ]; then again
-  else say "done staged"
+  else say "done staged $release"
   fi
   read -r line
 done
@@ -83,7 +83,7 @@ impl<'a> Bench<'a> {
     }
 
     fn promote(&self, version: usize) -> Result<()> {
-        self.rig.scene.server.promote(&format!("{NAME}:{}", VERSIONS[version]), CHANNEL)
+        self.rig.scene.server.promote(&name(version), CHANNEL)
     }
 
     fn switch_on(&self) -> Result<Vm> {
@@ -102,12 +102,15 @@ impl<'a> Bench<'a> {
     /// Waits until it has nothing to do, which must be because it has `wanted`.
     fn settle(&self, vm: &mut Vm, runs: usize, wanted: usize) -> Result<Has> {
         let done = vm.wait("done")?;
-        let slots = self.slots()?;
-        ensure!(slots.contains(&Some(wanted)), "no slot holds {}: {slots:?}; {:?}", VERSIONS[wanted], vm.marks());
-        Ok(match done.as_str() {
+        let (what, release) = done.split_once(' ').with_context(|| format!("it ended with {done:?}"))?;
+        let has = match what {
             "golden" => Has { runs: wanted, waits: None },
             _ => Has { runs, waits: Some(wanted) },
-        })
+        };
+        ensure!(release == name(has.runs), "it runs {release}, and was done with {has:?}");
+        let slots = self.slots()?;
+        ensure!(slots.contains(&Some(wanted)), "no slot holds {}: {slots:?}; {:?}", VERSIONS[wanted], vm.marks());
+        Ok(has)
     }
 
     /// What starts after a cut: a whole release that may be there.
@@ -120,6 +123,11 @@ impl<'a> Bench<'a> {
         ensure!(held[usize::from(slot == "b")] == runs, "{up} started, and the slots hold {held:?}");
         runs.context("a release")
     }
+}
+
+/// The release with that number.
+fn name(version: usize) -> String {
+    format!("{NAME}:{}", VERSIONS[version])
 }
 
 /// Cuts the power so many times, or as often as it can be done in `limit`. The machine runs version 1 from slot a, and is no node
@@ -157,7 +165,7 @@ pub fn cut(rig: &Rig, disk: &Disk, firmware: &Firmware, count: u64, seed: u64, l
         let last = vm.marks().get(before..).and_then(|marks| marks.last().copied()).unwrap_or("the word").to_owned();
         vm.cut()?;
         tally.cuts += 1;
-        // How fast a guest is depends on who else is at work on the host. About one cut in six shall come when all is done.
+        // How fast a guest is depends on who else is at work on the host. Most cuts shall come before all is done.
         *span = span.mul_f64(if last.starts_with("done") { 0.8 } else { 1.05 });
 
         let held = bench.slots()?;

@@ -85,12 +85,25 @@ pub fn make(parts: &Parts, scratch: &Path, kind: Kind, release: &str, flaw: Flaw
         let more = if kind == Kind::Sealed { &[veritysetup][..] } else { &[] };
         parts.write_initramfs(&tree.path().join("boot/initrd"), more)?;
     }
-    let file = fs::File::create(to)?;
-    file.set_len(kind.mebibytes() << 20)?;
+    ext4(tree.path(), kind.mebibytes(), to)
+}
+
+/// Makes an ext4 file system without a journal of a folder's contents, of so many mebibytes.
+pub fn ext4(tree: &Path, mebibytes: u64, to: &Path) -> Result<()> {
+    fs::File::create(to)?.set_len(mebibytes << 20)?;
     let mut mkfs = Command::new("mkfs.ext4");
-    mkfs.env("E2FSPROGS_FAKE_TIME", "1767225600").args(["-q", "-F", "-b", "4096", "-m", "0", "-O", "^has_journal"]);
+    mkfs.env("PATH", super::path()).env("E2FSPROGS_FAKE_TIME", "1767225600").args([
+        "-q",
+        "-F",
+        "-b",
+        "4096",
+        "-m",
+        "0",
+        "-O",
+        "^has_journal",
+    ]);
     mkfs.args(["-U", "8c1de0a4-52b1-4a5e-bb0b-6f7f6c1a9d03", "-E", "hash_seed=8c1de0a4-52b1-4a5e-bb0b-6f7f6c1a9d03"]);
-    Run::of(with(mkfs, &[Path::new("-d"), tree.path(), to]))?.ok().map(drop)
+    Run::of(with(mkfs, &[Path::new("-d"), tree, to]))?.ok().map(drop)
 }
 
 fn with(mut command: Command, args: &[&Path]) -> Command {

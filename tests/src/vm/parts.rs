@@ -33,11 +33,7 @@ impl Parts {
             "GOLDSYNC_MACHINES is {}, where nothing is ready: run scripts/make-machines",
             folder.display()
         );
-        if Command::new(QEMU).arg("--version").output().is_err() {
-            skip(test, "qemu-system-x86_64 is not installed; run scripts/install-packages vm");
-            return Ok(None);
-        }
-        Ok(Some(Self { folder }))
+        Ok(installed(test, QEMU).then_some(Self { folder }))
     }
 
     /// A file or folder of `scripts/make-machines` that needs a package which may be missing; says loudly if it is.
@@ -106,6 +102,15 @@ impl Parts {
         }
         Ok(stripped)
     }
+}
+
+/// Whether a program can be started; says loudly if not.
+pub fn installed(test: &str, program: &str) -> bool {
+    let there = Command::new(program).arg("--version").output().is_ok();
+    if !there {
+        skip(test, &format!("{program} is not installed; run scripts/install-packages vm"));
+    }
+    there
 }
 
 /// The shared libraries of a program, and its loader.
