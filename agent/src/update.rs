@@ -676,9 +676,8 @@ impl Begun {
     /// A connection made for this verb counts whole, its handshake included; a daemon's counts from here.
     fn now(ctx: &Context) -> Self {
         let at = Instant::now();
-        let wire = ctx.link.as_ref().map(|link| (link.wire(), link.handshake()));
-        let wire = wire.map(|(now, handshake)| if now == handshake { Wire::default() } else { now });
-        Self { at, wire: wire.unwrap_or_default() }
+        let used = ctx.link.as_ref().filter(|link| link.was_asked());
+        Self { at, wire: used.map_or(Wire::default(), |link| link.wire()) }
     }
 
     fn account(&self, ctx: &Context, path: &str, job: Option<&Job>) -> Account {

@@ -307,6 +307,11 @@ impl Link {
         self.handshake
     }
 
+    /// Whether anything was asked on it. Its bytes do not tell: QUIC ends its handshake, and acknowledges, when it likes.
+    pub fn was_asked(&self) -> bool {
+        self.connection.stats().frame_tx.stream > 0
+    }
+
     /// Waits until the connection is gone, and says why.
     pub async fn closed(&self) -> LinkError {
         lost(&self.peer.name, self.connection.closed().await)

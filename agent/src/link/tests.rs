@@ -53,10 +53,12 @@ async fn an_answer_comes_with_its_body_and_bytes_are_counted() {
     .await;
     let before = link.handshake();
     assert!(before.received > 0 && before.sent >= 1200, "{before:?}");
+    assert!(!link.was_asked());
     let (answer, mut body) = link.ask(&object()).await.unwrap();
     assert_eq!(answer, Answer::Object { length: 5 });
     assert_eq!(body.bytes(5, 5, "an object").await.unwrap(), b"hello");
     body.end("an object").await.unwrap();
+    assert!(link.was_asked());
     let after = link.wire().since(before);
     assert!(after.received > 5 && after.sent > 32, "{after:?}");
     link.close().await;
