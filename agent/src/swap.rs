@@ -122,6 +122,7 @@ impl Swap<'_> {
             // Before the step: a crash in between costs one manual `sync`, the other order would undo the rollback.
             self.journal.hold(left.image, &left.release, "somebody went back from it by hand")?;
         }
+        self.journal.disarm_trial()?;
         self.activation.activate(standby, &Holds::of(&proven), 0)?;
         self.journal.end_trial()?;
         Ok(Swapped { from: active, to: standby, image: proven.image, release: proven.release })

@@ -586,7 +586,7 @@ pub async fn rollback(ctx: &mut Context) -> Result<(Proven, Outcome), UpdateErro
     let account = Account { path: "rollback".into(), ..Account::default() };
     if let Some((trial, Standing::Waits)) = trial::look(ctx)? {
         ctx.journal.hold(trial.image, &trial.release, "it was called off by hand before it was started")?;
-        ctx.activation.retire(trial.slot)?;
+        trial::call_off(ctx, trial.slot)?;
         ctx.journal.end_trial()?;
         let active = ctx.activation.active()?.ok_or(UpdateError::NoActive)?;
         let proven = ctx.proven(active)?.ok_or(UpdateError::Unclaimed { slot: active })?;
@@ -797,7 +797,7 @@ fn open_job(ctx: &Context, target: &Manifest, geometry: Geometry, base: Option<B
     let at_once = ctx.activation.takes_effect() == Effect::AtOnce;
     if at_once {
         // What readers are just leaving is waited for; else it would count as in use.
-        ctx.activation.retire(name)?;
+        trial::call_off(ctx, name)?;
     }
     let standby = Standby::open(&Wanted {
         name,
@@ -809,7 +809,7 @@ fn open_job(ctx: &Context, target: &Manifest, geometry: Geometry, base: Option<B
     let cache = cache(ctx, geometry)?;
     if !at_once {
         // A boot loader must not start from what is half written. What waits for a restart is called off with it.
-        ctx.activation.retire(name)?;
+        trial::call_off(ctx, name)?;
     }
     ctx.journal.end_trial()?;
     // Durable before the first byte: from here on nobody may believe the slot.

@@ -79,6 +79,13 @@ pub trait Activation: Send + Sync {
     /// back to by itself, so that its starts are not counted any longer either.
     fn confirm(&self, slot: SlotName) -> Result<(), ActivationError>;
 
+    /// Whether the loader has still what it was told about `slot`. Not if it was cut off while it counted, on a file system without a
+    /// journal: that it starts another then says nothing against the slot.
+    fn knows(&self, slot: SlotName) -> Result<bool, ActivationError> {
+        let _ = slot;
+        Ok(true)
+    }
+
     /// How the machine was started, where a boot loader decides that.
     fn booted(&self) -> Option<&Booted> {
         None

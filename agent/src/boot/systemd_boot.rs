@@ -354,6 +354,10 @@ impl Activation for SystemdBoot {
         self.remove(&entries, |entry| entry.of(slot) && entry.path != kept.path)
     }
 
+    fn knows(&self, slot: SlotName) -> Result<bool, ActivationError> {
+        Ok(self.entries()?.iter().any(|entry| entry.of(slot) && entry.starts))
+    }
+
     fn booted(&self) -> Option<&Booted> {
         Some(&self.booted)
     }

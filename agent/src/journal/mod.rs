@@ -136,7 +136,7 @@ pub struct Trial {
     pub run: String,
     /// Starts that the boot loader was told to count; 0 if it counts none.
     pub tries: u8,
-    /// Whether the back-end has been told. Until then, nothing has happened.
+    /// Whether the back-end has been told, and not told otherwise since. Without that, what runs says nothing against the release.
     pub armed: bool,
 }
 
@@ -284,6 +284,15 @@ impl Journal {
     /// The trial is over.
     pub fn end_trial(&self) -> Result<(), JournalError> {
         remove(&self.trial_file())
+    }
+
+    /// A trial, if there is one, is about to be called off: a machine that starts from the other slot from now on says nothing
+    /// against the release. Comes before the boot loader is told, as [`Journal::end_trial`] comes after.
+    pub fn disarm_trial(&self) -> Result<(), JournalError> {
+        match self.trial()? {
+            Some(trial) if trial.armed => self.set_trial(&Trial { armed: false, ..trial }),
+            _ => Ok(()),
+        }
     }
 
     /// The releases that are held back, the latest last.

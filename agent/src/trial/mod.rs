@@ -12,8 +12,9 @@
 //! ```text
 //! begin:    trial.json (armed: no)   the back-end's activate   trial.json (armed: yes)
 //! confirm:  the back-end's confirm   trial.json goes
-//! back:     held.json                the back-end's activate   trial.json goes
+//! back:     held.json   trial.json (armed: no)   the back-end's activate   trial.json goes
 //! fell back: held.json               the back-end's confirm    trial.json goes
+//! called off: trial.json (armed: no) the back-end's retire     trial.json goes
 //! ```
 //! As long as a slot runs on trial, the other one is what there is to go back to, and is not written.
 //!
@@ -24,12 +25,12 @@ use crate::journal::Trial;
 
 mod settle;
 
-pub use settle::{Settled, begin, confirm, look, settle};
+pub use settle::{Settled, begin, call_off, confirm, look, settle};
 
 /// How a trial stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// The slot was never activated: the machine stopped before that, or somebody chose otherwise since.
+    /// The slot was never activated, or no longer: the machine stopped in between, or somebody chose otherwise since.
     NotTaken,
     /// It is what the next start takes.
     Waits,
@@ -97,6 +98,8 @@ mod tests {
             // Cut between the boot loader and the record.
             (false, look(A, B, Some(3)), "two", Waits),
             (false, look(B, B, Some(2)), "two", Running),
+            // Cut while it was called off.
+            (false, look(A, B, Some(1)), "two", Waits),
             // Undone by hand before the restart.
             (true, look(A, A, None), "one", NotTaken),
         ] {

@@ -5,7 +5,7 @@ use goldsync_proto::release::ReleaseRef;
 use goldsync_proto::wire::Phase;
 
 use super::{Standing, standing};
-use crate::boot::{self, Effect, Holds};
+use crate::boot::{self, Effect, Holds, Look};
 use crate::health::{self, Verdict};
 use crate::job::JobError;
 use crate::journal::{Proven, Trial};
@@ -49,11 +49,22 @@ pub fn begin(ctx: &Context, from: Option<SlotName>, to: SlotName, proven: &Prove
     Ok(())
 }
 
+/// Takes a slot away from what starts, before it is written or given up. A trial of it, which [`Journal::end_trial`] has to end then,
+/// says nothing against its release any more.
+///
+/// [`Journal::end_trial`]: crate::journal::Journal::end_trial
+pub fn call_off(ctx: &Context, slot: SlotName) -> Result<(), UpdateError> {
+    ctx.journal.disarm_trial()?;
+    Ok(ctx.activation.retire(slot)?)
+}
+
 /// The trial that is on, and how it stands.
 pub fn look(ctx: &Context) -> Result<Option<(Trial, Standing)>, UpdateError> {
     let Some(trial) = ctx.journal.trial()? else { return Ok(None) };
     let run = boot::run(&ctx.config.activation.cmdline);
-    let stands = standing(&trial, &ctx.activation.look()?, &run, ctx.activation.takes_effect());
+    let armed = trial.armed && ctx.activation.knows(trial.slot)?;
+    let seen = Trial { armed, ..trial.clone() };
+    let stands = standing(&seen, &ctx.activation.look()?, &run, ctx.activation.takes_effect());
     Ok(Some((trial, stands)))
 }
 
@@ -63,7 +74,7 @@ pub async fn settle(ctx: &Context) -> Result<Settled, UpdateError> {
     match stands {
         Standing::Waits => Ok(Settled::Waits(trial)),
         Standing::NotTaken => {
-            end(ctx, &trial, || Ok(()))?;
+            end(ctx, &trial, || keep_what_runs(ctx))?;
             Ok(Settled::None)
         }
         Standing::FellBack => fell_back(ctx, trial),
@@ -96,6 +107,16 @@ fn end(ctx: &Context, trial: &Trial, last: impl FnOnce() -> Result<(), UpdateErr
     Ok(true)
 }
 
+/// A boot loader that went back by itself counts the starts of what it went back to, and would give that up in the end.
+fn keep_what_runs(ctx: &Context) -> Result<(), UpdateError> {
+    match ctx.activation.look()? {
+        Look { active: Some(active), next, tries: Some(_) } if next == Some(active) => {
+            Ok(ctx.activation.confirm(active)?)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The boot loader went back by itself; it is told that what runs now is good, as it was before.
 fn fell_back(ctx: &Context, trial: Trial) -> Result<Settled, UpdateError> {
     let starts = if trial.tries == 1 { "its one start".to_owned() } else { format!("all {} starts", trial.tries) };
@@ -119,6 +140,8 @@ async fn go_back(ctx: &Context, trial: Trial, why: String) -> Result<Settled, Up
     };
     let ended = end(ctx, &trial, || {
         ctx.journal.hold(trial.image, &trial.release, &done)?;
+        // From here on the release is not held for not coming up, but for what was wrong.
+        ctx.journal.disarm_trial()?;
         match &previous {
             Some((from, proven)) => Ok(ctx.activation.activate(*from, &Holds::of(proven), 0)?),
             None => Ok(ctx.activation.confirm(trial.slot)?),

@@ -155,9 +155,22 @@ fn a_slot_that_never_reaches_us_is_left_after_its_tries() {
     assert_eq!([bench.start(), bench.start(), bench.start()], [Some(B), Some(B), Some(A)]);
     assert_eq!(bench.entries(), ["goldsync-a-1.conf", "goldsync-b-2+0-2.conf"]);
     assert_eq!(bench.look(), (Some(A), Some(A), None));
+    assert!(bench.boot.knows(B).unwrap(), "it had its tries");
     bench.boot.confirm(A).unwrap();
     bench.boot.retire(B).unwrap();
     assert_eq!(bench.entries(), ["goldsync-a-1.conf"]);
+}
+
+#[test]
+fn an_entry_that_power_took_from_the_loader_is_not_known() {
+    let bench = Bench::new(Some(A));
+    bench.boot.activate(A, &holds(), 0).unwrap();
+    bench.boot.activate(B, &holds(), 2).unwrap();
+    assert_eq!([bench.boot.knows(A).unwrap(), bench.boot.knows(B).unwrap()], [true, true]);
+    // A rename on FAT that was cut: the new name, and no bytes.
+    fs::write(bench.boot.folder().join("goldsync-b-2+2.conf"), "").unwrap();
+    assert_eq!(bench.start(), Some(A));
+    assert_eq!([bench.boot.knows(A).unwrap(), bench.boot.knows(B).unwrap()], [true, false]);
 }
 
 #[test]
