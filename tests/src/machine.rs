@@ -18,6 +18,7 @@ use goldsync_agent::journal::SlotRecord;
 use goldsync_agent::link::Wire;
 use goldsync_agent::node::Node;
 use goldsync_agent::slot::SlotName;
+use goldsync_agent::trial::Settled;
 use goldsync_agent::update::{self, Context, Event, UpdateError};
 use goldsync_agent::{daemon, enrol};
 use goldsync_proto::wire::{Account, Outcome};
@@ -281,6 +282,11 @@ impl Machine {
     /// `goldsync-agent rollback`.
     pub async fn rollback(&self) -> Told<Outcome> {
         self.verb(CancellationToken::new(), async |context| Ok(update::rollback(context).await?.1)).await
+    }
+
+    /// `goldsync-agent confirm`, which the daemon does when it starts: what is on trial is brought to its end.
+    pub async fn confirm(&self) -> Told<Settled> {
+        self.verb(CancellationToken::new(), async |context| update::settled(context).await).await
     }
 
     /// The command line, in a process of its own.

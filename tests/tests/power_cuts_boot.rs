@@ -19,15 +19,15 @@ use goldsync_tests::disk::{Loop, skip};
 use goldsync_tests::seed::Seed;
 use goldsync_tests::simdisk::Recording;
 use goldsync_tests::simdisk::cut::{Fate, Laws};
-use goldsync_tests::simdisk::loader::{Grub, Loader, SystemdBoot, Uboot, starts};
+use goldsync_tests::simdisk::loader::{Firmware, Grub, Loader, SystemdBoot, Uboot, starts};
 use goldsync_tests::simdisk::rig::{Cuts, Rig, concerns_starting, count, images, seeds};
 use goldsync_tests::simdisk::tree::Tree;
-use goldsync_tests::{Machine, SimDisk};
+use goldsync_tests::{Image, Machine, SimDisk};
 
 const A: SlotName = SlotName::A;
 const B: SlotName = SlotName::B;
 
-/// Starts that are counted.
+/// Starts that are counted. A firmware allows one.
 const TRIES: u8 = 3;
 
 /// Starts after which every trial is over, and every second one, too.
@@ -46,6 +46,7 @@ struct Bench<'a> {
     disk: SimDisk,
     laws: Laws,
     loader: &'a dyn Loader,
+    tries: u8,
     name: &'static str,
     operations: usize,
     cuts: u64,
@@ -72,7 +73,7 @@ impl<'a> Bench<'a> {
         );
         fs::write(disk.point().join("agent.toml"), text).expect("agent.toml");
         let (operations, cuts, disks) = Default::default();
-        let bench = Self { disk, laws, loader, name, operations, cuts, disks, _folder: folder };
+        let bench = Self { disk, laws, loader, tries: TRIES, name, operations, cuts, disks, _folder: folder };
         bench.boot(A);
         Some(bench)
     }
@@ -149,6 +150,8 @@ impl<'a> Bench<'a> {
             Call::Retire(_) | Call::Activate(_, _) if slot == good => self.again(call, place),
             // It came to its trial, or is still allowed to start: it is well.
             Call::Activate(slot, _) | Call::Retire(slot) => self.again(Call::Confirm(slot), place),
+            // Who has one start has had it.
+            Call::Confirm(_) if self.tries == 1 => self.again(Call::Confirm(slot), place),
             Call::Confirm(confirmed) => {
                 assert_eq!(slot, confirmed, "{place}");
                 self.again(call, place);
@@ -250,12 +253,12 @@ fn life(bench: &mut Bench<'_>, write: impl Fn(usize)) {
         bench.step(Call::Retire(B), if round == 0 { &[A] } else { &[A, B] }, A);
         bench.promised(Call::Retire(B), "retired");
         write(round);
-        bench.step(Call::Activate(B, TRIES), &[A, B], A);
-        bench.promised(Call::Activate(B, TRIES), "activated");
+        let tries = bench.tries;
+        bench.step(Call::Activate(B, tries), &[A, B], A);
+        bench.promised(Call::Activate(B, tries), "activated");
         if round == 0 {
             // It never comes so far as to say that it is well.
-            let all: Vec<SlotName> = (0..usize::from(TRIES)).map(|_| bench.counted(&[A, B], A)).collect();
-            assert_eq!(all, [B, B, B]);
+            (0..tries).for_each(|_| assert_eq!(bench.counted(&[A, B], A), B));
             assert_eq!(bench.counted(&[A], A), A, "tries are over");
             bench.step(Call::Confirm(A), &[A], A);
         } else {
@@ -283,7 +286,7 @@ fn grub_folder(disk: &Path) {
 /// Goal: grubenv on a file system with a journal, and on the ESP, of which GRUB and we write the same 1024 bytes.
 #[test]
 fn grub() {
-    for (name, laws) in [("grub", Laws::default()), ("grub on FAT", Laws { fat: vec!["boot".into()] })] {
+    for (name, laws) in [("grub", Laws::default()), ("grub on FAT", on_fat("boot"))] {
         let loader = Grub { folder: "boot".into() };
         let Some(mut bench) = Bench::new(name, &loader, laws, GRUB) else { return };
         grub_folder(bench.disk.point());
@@ -338,8 +341,8 @@ fn of_both() -> Vec<(SlotName, Vec<u8>)> {
     vec![(A, b"of both".to_vec()), (B, b"of both".to_vec())]
 }
 
-fn on_fat() -> Laws {
-    Laws { fat: vec!["esp".into()] }
+fn on_fat(folder: &str) -> Laws {
+    Laws { fat: vec![folder.into()], ..Laws::default() }
 }
 
 /// Goal: entries on an ESP, and the kernels that images carry: who names a kernel has it whole, and the one of its image.
@@ -365,7 +368,7 @@ fn systemd_boot_with_kernels_of_images() {
     };
     put(&slot_a, &images[0]);
     let activation = format!("{ESP}kernel = \"/vmlinuz\"\n");
-    let Some(mut bench) = Bench::new("systemd-boot, kernels", &loader, on_fat(), &activation) else { return };
+    let Some(mut bench) = Bench::new("systemd-boot, kernels", &loader, on_fat("esp"), &activation) else { return };
     bench.slots(&slot_a.device, &slot_b.device);
     esp(bench.disk.point(), &kernel("a"));
     life(&mut bench, |round| put(&slot_b, &images[1 + round]));
@@ -390,8 +393,39 @@ fn erofs(folder: &Path, name: &str, kernel: &[u8]) -> Result<Vec<u8>, String> {
 fn systemd_boot() {
     let loader = SystemdBoot { esp: "esp".into(), kernels: of_both() };
     let activation = format!("{ESP}{FIXED}");
-    let Some(mut bench) = Bench::new("systemd-boot", &loader, on_fat(), &activation) else { return };
+    let Some(mut bench) = Bench::new("systemd-boot", &loader, on_fat("esp"), &activation) else { return };
     esp(bench.disk.point(), b"of both");
+    life(&mut bench, |_| {});
+    bench.count();
+}
+
+const UEFI: &str = "backend = \"uefi\"\nefivars = \"DISK/efivars\"\n";
+
+fn firmware() -> Firmware {
+    Firmware { variables: "efivars".into(), entries: vec![(1, A), (2, B)] }
+}
+
+fn of_firmware() -> Laws {
+    Laws { variables: vec!["efivars".into()], ..Laws::default() }
+}
+
+/// A firmware that would rather start from the network, which has nothing to offer.
+fn variables(disk: &Path) {
+    fs::create_dir(disk.join("efivars")).expect("a folder");
+    let entries = [(1, "goldsync a"), (2, "goldsync b"), (3, "network")];
+    let entries = entries.map(|(number, description)| Firmware::entry(number, description));
+    for (name, value) in entries.into_iter().chain([("BootOrder".into(), Firmware::list(&[3, 1]))]) {
+        fs::write(disk.join("efivars").join(firmware().file(&name)), value).expect("a variable");
+    }
+}
+
+/// Goal: a firmware's variables.
+#[test]
+fn uefi() {
+    let loader = firmware();
+    let Some(mut bench) = Bench::new("UEFI", &loader, of_firmware(), UEFI) else { return };
+    bench.tries = 1;
+    variables(bench.disk.point());
     life(&mut bench, |_| {});
     bench.count();
 }
@@ -400,6 +434,8 @@ fn systemd_boot() {
 struct Booting<'a> {
     rig: &'a Rig,
     loader: &'a dyn Loader,
+    /// Starts that are allowed.
+    tries: u8,
     /// What may start; the last is what it is to come to.
     images: Vec<String>,
 }
@@ -430,15 +466,31 @@ impl Booting<'_> {
 
     /// Starts and syncs, until the last image runs and nothing is on trial. No release is to blame for power that was lost.
     async fn go_on(&self) {
+        let sync = async |node: &Machine| match node.sync().await.result {
+            // Power that goes in the only start that is allowed looks like a start that came to nothing.
+            Err(error) if self.tries == 1 && error.exit_code() == 8 => {}
+            done => drop(done.unwrap_or_else(|error| panic!("{error}"))),
+        };
+        self.until_arrived(sync).await;
+        assert_eq!(self.held(), Vec::<String>::new());
+    }
+
+    /// Starts and does something, until the last image runs and nothing is on trial.
+    async fn until_arrived(&self, next: impl AsyncFn(&Machine)) {
         for _ in 0..4 {
             self.start();
-            drop(self.rig.node.sync().await.ok());
+            next(&self.rig.node).await;
             if self.arrived() {
-                let held = self.rig.node.node().journal.held().expect("what is held");
-                return assert!(held.is_empty(), "held for nothing: {held:?}");
+                return;
             }
         }
         panic!("it does not get there");
+    }
+
+    /// Why releases are held.
+    fn held(&self) -> Vec<String> {
+        let held = self.rig.node.node().journal.held().expect("what is held");
+        held.into_iter().map(|held| held.why).collect()
     }
 
     fn arrived(&self) -> bool {
@@ -457,6 +509,21 @@ enum Waits {
     Another,
 }
 
+/// A machine that came with `old` in slot a, and is a node now.
+async fn machine(name: &str, activation: &str, prepare: impl FnOnce(&mut Machine), old: &Image) -> Option<Rig> {
+    let set_up = |node: &mut Machine| {
+        let folder = node.folder.display().to_string();
+        node.activation = format!("cmdline = \"DISK/cmdline\"\n{activation}").replace("DISK", &folder);
+        prepare(node);
+        fs::write(node.folder.join("cmdline"), "run=0 goldsync.slot=a\n").expect("the command line");
+    };
+    let rig = Rig::with(name, set_up).await?;
+    old.write(rig.node.slot(A));
+    rig.fleet.ship(old, "web:1").await;
+    rig.node.sync().await.ok();
+    Some(rig)
+}
+
 /// An update by a boot loader: staged and activated, started and counted, confirmed; all of it cut everywhere.
 async fn update_by(
     name: &str,
@@ -466,18 +533,9 @@ async fn update_by(
     waits: Waits,
     prepare: impl FnOnce(&Path),
 ) {
-    let set_up = |node: &mut Machine| {
-        let folder = node.folder.display().to_string();
-        node.activation = format!("cmdline = \"DISK/cmdline\"\n{activation}").replace("DISK", &folder);
-        prepare(&node.folder);
-        fs::write(node.folder.join("cmdline"), "run=0 goldsync.slot=a\n").expect("the command line");
-    };
-    let Some(rig) = Rig::with(name, set_up).await else { return };
+    let tries = if activation == UEFI { 1 } else { TRIES };
     let (old, new) = images(70);
-    // A machine that came with its image.
-    old.write(rig.node.slot(A));
-    rig.fleet.ship(&old, "web:1").await;
-    rig.node.sync().await.ok();
+    let Some(rig) = machine(name, activation, |node| prepare(&node.folder), &old).await else { return };
     let mut shown = vec![old.id()];
     if waits == Waits::Another {
         let other = old.edited(72, 5);
@@ -487,7 +545,7 @@ async fn update_by(
     }
     rig.fleet.ship(&new, "web:3").await;
     shown.push(new.id());
-    let booting = Booting { rig: &rig, loader, images: shown };
+    let booting = Booting { rig: &rig, loader, tries, images: shown };
 
     let staged = rig.record(async |node| drop(node.sync().await.ok())).await;
     let base = rig.disk.tree();
@@ -523,7 +581,7 @@ async fn an_update_by_systemd_boot() {
     let loader = SystemdBoot { esp: "esp".into(), kernels: of_both() };
     let activation = format!("{ESP}{FIXED}");
     let prepare = |disk: &Path| esp(disk, b"of both");
-    update_by("systemd-boot", &loader, on_fat(), &activation, Waits::Another, prepare).await;
+    update_by("systemd-boot", &loader, on_fat("esp"), &activation, Waits::Another, prepare).await;
 }
 
 /// Goal: the same by U-Boot.
@@ -532,4 +590,56 @@ async fn an_update_by_uboot() {
     let loader = uboot_loader();
     let prepare = |disk: &Path| environment(disk, &loader);
     update_by("uboot", &loader, Laws::default(), UBOOT, Waits::Another, prepare).await;
+}
+
+/// Goal: the same by a firmware.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_by_uefi() {
+    update_by("uefi", &firmware(), of_firmware(), UEFI, Waits::Another, variables).await;
+}
+
+/// Goal: one that waits is called off by hand; one that comes up sick is left again. Wherever that is cut off, it is held in the
+/// end, and for the reason that it was left for.
+#[tokio::test(flavor = "multi_thread")]
+async fn releases_that_are_left_by_grub() {
+    const TEST: &str = "releases_that_are_left_by_grub";
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let sick = elsewhere.path().join("sick");
+    let (old, new) = images(74);
+    let prepare = |node: &mut Machine| {
+        grub_folder(&node.folder);
+        let command = format!("commands = [[\"/usr/bin/test\", \"!\", \"-e\", \"{}\"]]", sick.display());
+        node.more = format!("[health]\n{command}\nevery = \"20 ms\"\ndeadline = \"100 ms\"\n");
+    };
+    let Some(rig) = machine(TEST, GRUB, prepare, &old).await else { return };
+    rig.fleet.ship(&new, "web:2").await;
+    rig.node.sync().await.ok();
+    let (waits, loader) = (rig.disk.tree(), Grub { folder: "boot".into() });
+    let booting = Booting { rig: &rig, loader: &loader, tries: TRIES, images: vec![new.id(), old.id()] };
+
+    // Somebody says so until it is so, and the daemon comes up, too.
+    let call_off = async |node: &Machine| {
+        drop(node.rollback().await.result);
+        drop(node.confirm().await.result);
+    };
+    let recording = rig.record(async |node| drop(node.rollback().await.ok())).await;
+    left(&booting, "called-off", &recording, call_off, "by hand").await;
+
+    rig.disk.exchange(&waits);
+    assert_eq!(booting.start(), B);
+    fs::write(&sick, "").expect("a file");
+    let recording = rig.record(async |node| drop(node.sync().await.failed())).await;
+    let confirm = async |node: &Machine| drop(node.confirm().await.result);
+    left(&booting, "sick", &recording, confirm, "went back to web:1").await;
+}
+
+/// Cuts how a release is left: the last image runs in the end, and the other is held for that reason.
+async fn left(booting: &Booting<'_>, name: &str, recording: &Recording, next: impl AsyncFn(&Machine), why: &str) {
+    let next = async |_: &Rig| {
+        booting.until_arrived(&next).await;
+        let held = booting.held();
+        assert!(held.len() == 1 && held[0].contains(why), "held: {held:?}");
+    };
+    let cuts = Cuts::of(booting.rig, name, &Laws::default()).only(concerns_starting).restarting();
+    cuts.everywhere(recording, |_| booting.found(), next, |_| booting.found()).await;
 }

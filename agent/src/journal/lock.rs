@@ -16,7 +16,16 @@ use super::{JournalError, io_error};
 /// The right to change slots and state; ends when dropped.
 #[derive(Debug)]
 pub struct RunLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for RunLock {
+    /// Closing is not enough: a program that another thread is just starting has the file, too, until it runs.
+    fn drop(&mut self) {
+        if let Err(error) = rustix::fs::flock(&self.file, FlockOperation::Unlock) {
+            tracing::warn!(%error, "the lock of the state folder stays until this process ends");
+        }
+    }
 }
 
 impl RunLock {
@@ -39,7 +48,7 @@ impl RunLock {
             writeln!(file, "{}", std::process::id())
         });
         written.map_err(io_error("writing", path))?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 }
 
@@ -62,5 +71,22 @@ fn holder(file: &mut File) -> String {
     match (read, text.trim().parse::<u32>()) {
         (Ok(_), Ok(process)) => format!("process {process}"),
         _ => "a process that has not given its number yet".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_starting_program_has_open_does_not_hold_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let lock = RunLock::take(&path).unwrap();
+        let copy = lock.file.try_clone().unwrap();
+        assert!(RunLock::take(&path).is_err());
+        drop(lock);
+        RunLock::take(&path).unwrap();
+        drop(copy);
     }
 }

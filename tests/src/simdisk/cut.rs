@@ -18,10 +18,14 @@
 //! removed; what was replaced gives its clusters back through the allocation table, which any sync writes out. These reach the
 //! disk in any order. So a cut in the middle of a rename may leave the new name with old bytes, without bytes, or with what
 //! is left in clusters that were given back, and the old name there or gone; and after a sync of the folder alone still so.
+//!
+//! **Firmware's variables** (efivarfs) below a folder of [`Laws::variables`]: one write is one variable, whole and at once, and so is
+//! a removal. A name that was only made, or a file that was only cut, is nothing to the firmware.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::tree::{Id, Node, Op, Tree};
 use crate::seed::Seed;
@@ -34,6 +38,8 @@ pub const SECTOR: usize = 512;
 pub struct Laws {
     /// Folders, by their paths, at and below which the laws of FAT hold.
     pub fat: Vec<PathBuf>,
+    /// Folders whose files are a firmware's variables.
+    pub variables: Vec<PathBuf>,
 }
 
 /// What becomes of what was not synced.
@@ -72,6 +78,8 @@ enum Step<'a> {
     Gone(Id, &'a OsString),
     /// A file's clusters are given back: who still finds it by an entry finds anything.
     Freed(Id),
+    /// A firmware's variable, by its folder and name, has this value.
+    Variable(Id, OsString, Arc<[u8]>),
 }
 
 /// Who makes a step last.
@@ -111,18 +119,40 @@ struct Steps<'a> {
 impl<'a> Steps<'a> {
     fn of(base: &Tree, ops: &'a [Op], laws: &Laws) -> Self {
         let mut steps = Self { all: Vec::new(), synced: HashMap::new(), seen: base.clone() };
-        let mut fat: HashSet<Id> =
-            base.walk().into_iter().filter(|(path, _)| laws.hold(path)).map(|(_, id)| id).collect();
+        let [mut fat, mut variables] = [&laws.fat, &laws.variables].map(|folders| below(base, folders));
         for (at, op) in ops.iter().enumerate() {
-            if let Op::Create { folder, id, .. } = op
-                && fat.contains(folder)
-            {
-                fat.insert(*id);
+            for law in [&mut fat, &mut variables] {
+                if let Op::Create { folder, id, .. } = op
+                    && law.contains(folder)
+                {
+                    law.insert(*id);
+                }
             }
-            steps.take_apart(at, op, &fat);
+            if !steps.take_variable(at, op, &variables) {
+                steps.take_apart(at, op, &fat);
+            }
             steps.seen.apply(op);
         }
         steps
+    }
+
+    /// Whether an operation is about a firmware's variable.
+    fn take_variable(&mut self, at: usize, op: &'a Op, variables: &HashSet<Id>) -> bool {
+        match op {
+            Op::Write { id, bytes, .. } if variables.contains(id) => {
+                let path = self.seen.path_of(*id).expect("a variable with a name");
+                let folder = path.parent().and_then(|folder| self.seen.find(folder)).expect("its folder");
+                let name = path.file_name().expect("its name").to_owned();
+                self.all.push((at, Vec::new(), Step::Variable(folder, name, bytes.clone())));
+                true
+            }
+            Op::Remove { folder, name } if variables.contains(folder) => {
+                self.all.push((at, Vec::new(), Step::Gone(*folder, name)));
+                true
+            }
+            Op::Create { id, .. } | Op::Resize { id, .. } => variables.contains(id),
+            _ => false,
+        }
     }
 
     fn take_apart(&mut self, at: usize, op: &'a Op, fat: &HashSet<Id>) {
@@ -160,10 +190,10 @@ impl<'a> Steps<'a> {
     }
 }
 
-impl Laws {
-    fn hold(&self, path: &std::path::Path) -> bool {
-        self.fat.iter().any(|folder| path.starts_with(folder))
-    }
+/// All that lies in some folders, and they.
+fn below(tree: &Tree, folders: &[PathBuf]) -> HashSet<Id> {
+    let inside = |path: &Path| folders.iter().any(|folder| path.starts_with(folder));
+    tree.walk().into_iter().filter(|(path, _)| inside(path)).map(|(_, id)| id).collect()
 }
 
 struct Dice {
@@ -244,6 +274,11 @@ fn settle<'a>(found: &mut Tree, step: &Step<'a>, sure: bool, dice: &mut Dice, lo
             if sure || dice.keeps_names() {
                 freed(found, *id, &mut dice.seed);
             }
+        }
+        Step::Variable(folder, name, value) => {
+            let id = found.fresh();
+            found.insert(id, Node::File(value.to_vec()));
+            found.put(*folder, name, id);
         }
     }
 }

@@ -46,7 +46,7 @@ fn posix() -> Laws {
 }
 
 fn fat() -> Laws {
-    Laws { fat: vec![PathBuf::new()] }
+    Laws { fat: vec![PathBuf::new()], ..Laws::default() }
 }
 
 /// A file `f` that holds `old`, at rest.
@@ -120,6 +120,28 @@ fn on_fat_a_rename_is_three_steps_in_any_order() {
 }
 
 /// Any operations on a few files and names.
+#[test]
+fn a_variable_is_its_last_write_whole_and_at_once() {
+    let base = holding(b"old");
+    let laws = Laws { variables: vec![PathBuf::new()], ..Laws::default() };
+    let cut = Op::Resize { id: 2, len: 0 };
+    let gone = Op::Remove { folder: ROOT, name: name("f") };
+    let ops = [create(ROOT, "g", 3), cut, write(3, 0, b"g!"), write(2, 0, b"n"), gone];
+    let value = |text: &str| Some(text.as_bytes().to_vec());
+    let expected = [
+        (value("old"), None),
+        (value("old"), None),
+        (value("old"), None),
+        (value("old"), value("g!")),
+        (value("n"), value("g!")),
+        (None, value("g!")),
+    ];
+    for (at, expected) in expected.into_iter().enumerate() {
+        let [f, g] = ["f", "g"].map(|path| found(&base, &ops[..at], &laws, path));
+        assert_eq!((f, g), ([expected.0].into(), [expected.1].into()), "at {at}");
+    }
+}
+
 fn any_ops() -> impl Strategy<Value = Vec<Op>> {
     let one = |id: Id| {
         let name_of = move |n: u8| name(&format!("n{n}"));

@@ -9,10 +9,12 @@ use super::tree::{Op, Tree};
 mod grub;
 mod systemd_boot;
 mod uboot;
+mod uefi;
 
 pub use grub::Grub;
 pub use systemd_boot::SystemdBoot;
 pub use uboot::Uboot;
+pub use uefi::Firmware;
 
 /// One start of a machine.
 #[derive(Clone, Debug, Default)]
