@@ -10,11 +10,11 @@
 //! The order of writes, so that a cut between any two of them is harmless:
 //!
 //! ```text
-//! begin:    trial.json (armed: no)   the back-end's activate   trial.json (armed: yes)
-//! confirm:  the back-end's confirm   trial.json goes
-//! back:     held.json   trial.json (armed: no)   the back-end's activate   trial.json goes
-//! fell back: held.json               the back-end's confirm    trial.json goes
-//! called off: trial.json (armed: no) the back-end's retire     trial.json goes
+//! begin:      trial.json (armed: no)              the back-end's activate   trial.json (armed: yes)
+//! confirm:                                        the back-end's confirm    trial.json goes
+//! back:       held.json, trial.json (armed: no)   the back-end's activate   trial.json goes
+//! fell back:  held.json                           the back-end's confirm    trial.json goes
+//! called off: trial.json (armed: no)              the back-end's retire     trial.json goes
 //! ```
 //! As long as a slot runs on trial, the other one is what there is to go back to, and is not written.
 //!
