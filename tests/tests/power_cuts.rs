@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use goldsync_tests::simdisk::cut::{Fate, Laws};
-use goldsync_tests::simdisk::rig::{Cuts, Rig, concerns_starting, images};
+use goldsync_tests::simdisk::rig::{Cuts, Rig, concerns_starting, images, well_without};
 use goldsync_tests::simdisk::tree::Op;
 use goldsync_tests::{Image, Machine, damage};
 
@@ -62,11 +62,7 @@ async fn an_update_over_an_older_release() {
 /// A node that is healthy as long as a file is not there, which lies on another disk.
 async fn on_trial(test: &str, seed: u64) -> Option<(Rig, Image, Image, PathBuf)> {
     let sick = |node: &Machine| node.folder.with_extension("sick");
-    let health = |node: &mut Machine| {
-        let file = sick(node);
-        let command = format!("commands = [[\"/usr/bin/test\", \"!\", \"-e\", \"{}\"]]", file.display());
-        node.more = format!("[health]\n{command}\nevery = \"20 ms\"\ndeadline = \"100 ms\"\n");
-    };
+    let health = |node: &mut Machine| well_without(node, &sick(node));
     let (rig, old, new) = Rig::before_update_with(test, seed, health).await?;
     let file = sick(&rig.node);
     Some((rig, old, new, file))

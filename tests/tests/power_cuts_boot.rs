@@ -2,33 +2,29 @@
 //! a trial that never comes to anything ends, and the next run finishes what was begun.
 //!
 //! The back-end is the real one, on a simulated disk with the laws of its place; the loader is a model of our own
-//! ([`goldsync_tests::simdisk::loader`]). First the back-ends alone, everywhere and in all orders: the images are not there, a list says
-//! which slot may be started when. Then the whole agent, over a trial from the first byte to its end: what starts is the image.
+//! ([`goldsync_tests::simdisk::loader`]). Here the back-ends are alone, everywhere and in all orders: the images are not there, a list says
+//! which slot may be started when. The whole agent's trials are cut in `power_cuts_trial.rs`.
 
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use goldsync_agent::boot::{self, Activation, Holds};
 use goldsync_agent::config::{Config, Where};
 use goldsync_agent::slot::SlotName;
 use goldsync_proto::digest::ImageId;
+use goldsync_tests::SimDisk;
 use goldsync_tests::disk::{Loop, skip};
 use goldsync_tests::seed::Seed;
 use goldsync_tests::simdisk::Recording;
-use goldsync_tests::simdisk::cut::{Fate, Laws};
-use goldsync_tests::simdisk::loader::{Firmware, Grub, Loader, SystemdBoot, Uboot, starts};
-use goldsync_tests::simdisk::rig::{Cuts, Rig, concerns_starting, count, images, seeds};
+use goldsync_tests::simdisk::cut::Fate;
+use goldsync_tests::simdisk::loader::{Fitted, starts};
+use goldsync_tests::simdisk::rig::{count, seeds};
 use goldsync_tests::simdisk::tree::Tree;
-use goldsync_tests::{Image, Machine, SimDisk};
 
 const A: SlotName = SlotName::A;
 const B: SlotName = SlotName::B;
-
-/// Starts that are counted. A firmware allows one.
-const TRIES: u8 = 3;
 
 /// Starts after which every trial is over, and every second one, too.
 const LONG: usize = 12;
@@ -44,9 +40,7 @@ enum Call {
 /// A machine without images: a disk, a back-end, a loader.
 struct Bench<'a> {
     disk: SimDisk,
-    laws: Laws,
-    loader: &'a dyn Loader,
-    tries: u8,
+    fitted: &'a Fitted,
     name: &'static str,
     operations: usize,
     cuts: u64,
@@ -55,7 +49,7 @@ struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    fn new(name: &'static str, loader: &'a dyn Loader, laws: Laws, activation: &str) -> Option<Self> {
+    fn new(name: &'static str, fitted: &'a Fitted) -> Option<Self> {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = match SimDisk::mount(&folder.path().join("disk"), 64 << 20, Path::new("none")) {
             Ok(disk) => disk,
@@ -65,7 +59,7 @@ impl<'a> Bench<'a> {
             }
         };
         let point = disk.point().display();
-        let activation = activation.replace("DISK", &point.to_string());
+        let activation = fitted.activation(disk.point());
         let text = format!(
             "server = \"127.0.0.1:1\"\nchannel = \"production\"\nstate = \"{point}/state\"\n\
              [slots]\na = \"{point}/a.img\"\nb = \"{point}/b.img\"\n\
@@ -73,7 +67,8 @@ impl<'a> Bench<'a> {
         );
         fs::write(disk.point().join("agent.toml"), text).expect("agent.toml");
         let (operations, cuts, disks) = Default::default();
-        let bench = Self { disk, laws, loader, tries: TRIES, name, operations, cuts, disks, _folder: folder };
+        fitted.prepare(disk.point());
+        let bench = Self { disk, fitted, name, operations, cuts, disks, _folder: folder };
         bench.boot(A);
         Some(bench)
     }
@@ -112,13 +107,14 @@ impl<'a> Bench<'a> {
 
     /// Starts the machine so many times in vain; the disk is as before.
     fn starts(&self, times: usize) -> Vec<Option<SlotName>> {
-        starts(self.loader, &mut self.disk.tree(), times)
+        starts(self.fitted.loader.as_ref(), &mut self.disk.tree(), times)
     }
 
     /// Starts it once, with power: from which slot.
     fn start(&self) -> SlotName {
         let mut tree = self.disk.tree();
-        let slot = starts(self.loader, &mut tree, 1)[0].unwrap_or_else(|| panic!("{}: nothing starts", self.name));
+        let slot = starts(self.fitted.loader.as_ref(), &mut tree, 1)[0]
+            .unwrap_or_else(|| panic!("{}: nothing starts", self.name));
         self.disk.exchange(&tree);
         self.boot(slot);
         slot
@@ -134,7 +130,7 @@ impl<'a> Bench<'a> {
         // A run that finds a trial half prepared may go on with it, or have been told of something newer.
         let nexts = if let Call::Activate(slot, 1..) = call { vec![call, Call::Retire(slot)] } else { vec![call] };
         for (at, next) in (1..recording.ops.len()).flat_map(|at| nexts.iter().map(move |next| (at, *next))) {
-            self.disk.exchange(&recording.cut(at, &self.laws, Fate::Kept));
+            self.disk.exchange(&recording.cut(at, &self.fitted.laws, Fate::Kept));
             let joined = recording.killed(at, &self.record(next));
             let what = format!("{call:?} killed at {at}, then {next:?}");
             self.cut(&joined, at, &what, |bench, place| bench.go_on(next, place, whole, good));
@@ -151,7 +147,7 @@ impl<'a> Bench<'a> {
             // It came to its trial, or is still allowed to start: it is well.
             Call::Activate(slot, _) | Call::Retire(slot) => self.again(Call::Confirm(slot), place),
             // Who has one start has had it.
-            Call::Confirm(_) if self.tries == 1 => self.again(Call::Confirm(slot), place),
+            Call::Confirm(_) if self.fitted.tries == 1 => self.again(Call::Confirm(slot), place),
             Call::Confirm(confirmed) => {
                 assert_eq!(slot, confirmed, "{place}");
                 self.again(call, place);
@@ -204,7 +200,7 @@ impl<'a> Bench<'a> {
     /// The loader starts the machine, and is cut off while it writes.
     fn counted(&mut self, whole: &[SlotName], good: SlotName) -> SlotName {
         let base = self.disk.tree();
-        let start = self.loader.start(&base);
+        let start = self.fitted.loader.start(&base);
         let recording = Recording { base, ops: start.ops };
         self.cut(&recording, 0, "the loader's count", |bench, place| bench.vain(place, whole, good));
         self.disk.exchange(&recording.base);
@@ -216,7 +212,7 @@ impl<'a> Bench<'a> {
         for at in from..=recording.ops.len() {
             for fate in Fate::all(16 * seeds()) {
                 self.cuts += 1;
-                let tree: Tree = recording.cut(at, &self.laws, fate);
+                let tree: Tree = recording.cut(at, &self.fitted.laws, fate);
                 // Different things must hold of the same disk in different steps.
                 let word = blake3::hash(&[&tree.digest()[..], what.as_bytes()].concat());
                 if self.disks.insert(*word.as_bytes()) {
@@ -253,7 +249,7 @@ fn life(bench: &mut Bench<'_>, write: impl Fn(usize)) {
         bench.step(Call::Retire(B), if round == 0 { &[A] } else { &[A, B] }, A);
         bench.promised(Call::Retire(B), "retired");
         write(round);
-        let tries = bench.tries;
+        let tries = bench.fitted.tries;
         bench.step(Call::Activate(B, tries), &[A, B], A);
         bench.promised(Call::Activate(B, tries), "activated");
         if round == 0 {
@@ -273,76 +269,35 @@ fn life(bench: &mut Bench<'_>, write: impl Fn(usize)) {
     bench.promised(Call::Confirm(A), "went back");
 }
 
-const GRUB: &str = "backend = \"grub\"\ngrubenv = \"DISK/boot/grubenv\"\n";
-
-/// A block as `grub-editenv` makes it, with something of somebody else's.
-fn grub_folder(disk: &Path) {
-    let mut block = b"# GRUB Environment Block\nsaved_entry=0\n".to_vec();
-    block.resize(1024, b'#');
-    fs::create_dir(disk.join("boot")).expect("a folder");
-    fs::write(disk.join("boot/grubenv"), block).expect("grubenv");
-}
-
 /// Goal: grubenv on a file system with a journal, and on the ESP, of which GRUB and we write the same 1024 bytes.
 #[test]
 fn grub() {
-    for (name, laws) in [("grub", Laws::default()), ("grub on FAT", on_fat("boot"))] {
-        let loader = Grub { folder: "boot".into() };
-        let Some(mut bench) = Bench::new(name, &loader, laws, GRUB) else { return };
-        grub_folder(bench.disk.point());
-        life(&mut bench, |_| {});
-        bench.count();
-    }
-}
-
-const UBOOT: &str = "backend = \"uboot\"\nenv_config = \"DISK/fw_env.config\"\n";
-
-fn uboot_loader() -> Uboot {
-    Uboot { file: "uboot.env".into(), size: 2048 }
-}
-
-/// Both copies, of which the checksum and what it covers lie in different sectors.
-fn environment(disk: &Path, loader: &Uboot) {
-    let file = disk.join("uboot.env");
-    let long = "board ".repeat(120);
-    let variables = [("bootargs", long.as_str()), ("goldsync_slot", "a"), ("goldsync_good", "a")];
-    fs::write(&file, loader.made(&variables)).expect("the environment");
-    let file = file.display();
-    fs::write(disk.join("fw_env.config"), format!("{file} 0x0 0x800\n{file} 0x800 0x800\n")).expect("fw_env.config");
+    alone("grub", &Fitted::grub());
+    alone("grub on FAT", &Fitted::grub_on_fat());
 }
 
 /// Goal: U-Boot's environment, of which U-Boot and we write the copy that does not count, in turns.
 #[test]
 fn uboot() {
-    let loader = uboot_loader();
-    let Some(mut bench) = Bench::new("U-Boot", &loader, Laws::default(), UBOOT) else { return };
-    environment(bench.disk.point(), &loader);
+    alone("U-Boot", &Fitted::uboot());
+}
+
+/// Goal: entries on an ESP, for a kernel that is not the image's.
+#[test]
+fn systemd_boot() {
+    alone("systemd-boot", &Fitted::systemd_boot());
+}
+
+/// Goal: a firmware's variables.
+#[test]
+fn uefi() {
+    alone("UEFI", &Fitted::uefi());
+}
+
+fn alone(name: &'static str, fitted: &Fitted) {
+    let Some(mut bench) = Bench::new(name, fitted) else { return };
     life(&mut bench, |_| {});
     bench.count();
-}
-
-const ESP: &str =
-    "backend = \"systemd-boot\"\nesp = \"DISK/esp\"\nefivars = \"DISK/efivars\"\noptions = \"root=/dev/{slot} ro\"\n";
-
-/// An ESP from which slot a was started by an entry of somebody else's.
-fn esp(disk: &Path, kernel: &[u8]) {
-    let path = |name: &str| disk.join("esp").join(name);
-    fs::create_dir_all(path("loader/entries")).expect("an ESP");
-    fs::write(path("loader/loader.conf"), "timeout 0\ndefault goldsync-*\n").expect("loader.conf");
-    fs::write(path("first"), kernel).expect("a kernel");
-    let entry = "title first\nsort-key a\nversion 1\nlinux /first\noptions root=/dev/a goldsync.slot=a\n";
-    fs::write(path("loader/entries/first.conf"), entry).expect("an entry");
-}
-
-/// A kernel that is not the image's.
-const FIXED: &str = "kernel = \"/first\"\nkernel_from = \"esp\"\n";
-
-fn of_both() -> Vec<(SlotName, Vec<u8>)> {
-    vec![(A, b"of both".to_vec()), (B, b"of both".to_vec())]
-}
-
-fn on_fat(folder: &str) -> Laws {
-    Laws { fat: vec![folder.into()], ..Laws::default() }
 }
 
 /// Goal: entries on an ESP, and the kernels that images carry: who names a kernel has it whole, and the one of its image.
@@ -351,7 +306,6 @@ fn systemd_boot_with_kernels_of_images() {
     const TEST: &str = "systemd_boot_with_kernels_of_images";
     let kernel = |name: &str| Seed::new(name.len() as u64).noise(5000 * name.len());
     let of = [(A, "a"), (B, "b2"), (B, "b03")];
-    let loader = SystemdBoot { esp: "esp".into(), kernels: of.map(|(slot, name)| (slot, kernel(name))).to_vec() };
     let folder = tempfile::tempdir().expect("a folder");
     let image = |name: &str| erofs(folder.path(), name, &kernel(name));
     let (images, slots) = match of.map(|(_, name)| image(name)) {
@@ -367,10 +321,10 @@ fn systemd_boot_with_kernels_of_images() {
         device.sync_all().expect("an image");
     };
     put(&slot_a, &images[0]);
-    let activation = format!("{ESP}kernel = \"/vmlinuz\"\n");
-    let Some(mut bench) = Bench::new("systemd-boot, kernels", &loader, on_fat("esp"), &activation) else { return };
+    let kernels = of.map(|(slot, name)| (slot, kernel(name))).to_vec();
+    let fitted = Fitted::systemd_boot_with(kernels, kernel("a"), "kernel = \"/vmlinuz\"\n");
+    let Some(mut bench) = Bench::new("systemd-boot, kernels", &fitted) else { return };
     bench.slots(&slot_a.device, &slot_b.device);
-    esp(bench.disk.point(), &kernel("a"));
     life(&mut bench, |round| put(&slot_b, &images[1 + round]));
     bench.count();
 }
@@ -386,260 +340,4 @@ fn erofs(folder: &Path, name: &str, kernel: &[u8]) -> Result<Vec<u8>, String> {
         Ok(output) => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
         Err(why) => Err(format!("mkfs.erofs: {why}")),
     }
-}
-
-/// Goal: entries on an ESP, for a kernel that is not the image's.
-#[test]
-fn systemd_boot() {
-    let loader = SystemdBoot { esp: "esp".into(), kernels: of_both() };
-    let activation = format!("{ESP}{FIXED}");
-    let Some(mut bench) = Bench::new("systemd-boot", &loader, on_fat("esp"), &activation) else { return };
-    esp(bench.disk.point(), b"of both");
-    life(&mut bench, |_| {});
-    bench.count();
-}
-
-const UEFI: &str = "backend = \"uefi\"\nefivars = \"DISK/efivars\"\n";
-
-fn firmware() -> Firmware {
-    Firmware { variables: "efivars".into(), entries: vec![(1, A), (2, B)] }
-}
-
-fn of_firmware() -> Laws {
-    Laws { variables: vec!["efivars".into()], ..Laws::default() }
-}
-
-/// A firmware that would rather start from the network, which has nothing to offer.
-fn variables(disk: &Path) {
-    fs::create_dir(disk.join("efivars")).expect("a folder");
-    let entries = [(1, "goldsync a"), (2, "goldsync b"), (3, "network")];
-    let entries = entries.map(|(number, description)| Firmware::entry(number, description));
-    for (name, value) in entries.into_iter().chain([("BootOrder".into(), Firmware::list(&[3, 1]))]) {
-        fs::write(disk.join("efivars").join(firmware().file(&name)), value).expect("a variable");
-    }
-}
-
-/// Goal: a firmware's variables.
-#[test]
-fn uefi() {
-    let loader = firmware();
-    let Some(mut bench) = Bench::new("UEFI", &loader, of_firmware(), UEFI) else { return };
-    bench.tries = 1;
-    variables(bench.disk.point());
-    life(&mut bench, |_| {});
-    bench.count();
-}
-
-/// A node with a boot loader, on a simulated disk.
-struct Booting<'a> {
-    rig: &'a Rig,
-    loader: &'a dyn Loader,
-    /// Starts that are allowed.
-    tries: u8,
-    /// What may start; the last is what it is to come to.
-    images: Vec<String>,
-}
-
-impl Booting<'_> {
-    /// What every start would take, in vain, must be one of the images; no record tells a lie.
-    fn found(&self) {
-        let mut tree = self.rig.disk.tree();
-        let starts = starts(self.loader, &mut tree, LONG);
-        for slot in &starts {
-            let slot = slot.unwrap_or_else(|| panic!("nothing starts: {starts:?}"));
-            let bytes = tree.read(Path::new(if slot == A { "a.img" } else { "b.img" })).unwrap_or_default();
-            let image = blake3::hash(bytes).to_hex().to_string();
-            assert!(self.images.contains(&image), "slot {slot} would start and holds no image: {starts:?}");
-        }
-        self.rig.node.tells_no_lie();
-    }
-
-    /// The machine starts, with power, in its next run.
-    fn start(&self) -> SlotName {
-        let start = self.loader.start(&self.rig.disk.tree());
-        self.rig.disk.perform(&start.ops);
-        static RUN: AtomicU64 = AtomicU64::new(1);
-        let (run, slot) = (RUN.fetch_add(1, Ordering::Relaxed), start.slot.expect("something starts"));
-        fs::write(self.rig.node.folder.join("cmdline"), format!("run={run} goldsync.slot={slot}\n")).expect("a start");
-        slot
-    }
-
-    /// Starts and syncs, until the last image runs and nothing is on trial. No release is to blame for power that was lost.
-    async fn go_on(&self) {
-        let sync = async |node: &Machine| match node.sync().await.result {
-            // Power that goes in the only start that is allowed looks like a start that came to nothing.
-            Err(error) if self.tries == 1 && error.exit_code() == 8 => {}
-            done => drop(done.unwrap_or_else(|error| panic!("{error}"))),
-        };
-        self.until_arrived(sync).await;
-        assert_eq!(self.held(), Vec::<String>::new());
-    }
-
-    /// Starts and does something, until the last image runs and nothing is on trial.
-    async fn until_arrived(&self, next: impl AsyncFn(&Machine)) {
-        for _ in 0..4 {
-            self.start();
-            next(&self.rig.node).await;
-            if self.arrived() {
-                return;
-            }
-        }
-        panic!("it does not get there");
-    }
-
-    /// Why releases are held.
-    fn held(&self) -> Vec<String> {
-        let held = self.rig.node.node().journal.held().expect("what is held");
-        held.into_iter().map(|held| held.why).collect()
-    }
-
-    fn arrived(&self) -> bool {
-        let (node, active) = (&self.rig.node, self.rig.node.active());
-        let record = active.map(|slot| node.record(slot));
-        let image = record.as_ref().and_then(|record| Some(record.proven()?.image.to_string()));
-        image.as_ref() == self.images.last() && node.node().journal.trial().expect("the trial").is_none()
-    }
-}
-
-/// What waits for its start when an update comes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Waits {
-    Nothing,
-    /// Another release, which is then never started.
-    Another,
-}
-
-/// A machine that came with `old` in slot a, and is a node now.
-async fn machine(name: &str, activation: &str, prepare: impl FnOnce(&mut Machine), old: &Image) -> Option<Rig> {
-    let set_up = |node: &mut Machine| {
-        let folder = node.folder.display().to_string();
-        node.activation = format!("cmdline = \"DISK/cmdline\"\n{activation}").replace("DISK", &folder);
-        prepare(node);
-        fs::write(node.folder.join("cmdline"), "run=0 goldsync.slot=a\n").expect("the command line");
-    };
-    let rig = Rig::with(name, set_up).await?;
-    old.write(rig.node.slot(A));
-    rig.fleet.ship(old, "web:1").await;
-    rig.node.sync().await.ok();
-    Some(rig)
-}
-
-/// An update by a boot loader: staged and activated, started and counted, confirmed; all of it cut everywhere.
-async fn update_by(
-    name: &str,
-    loader: &dyn Loader,
-    laws: Laws,
-    activation: &str,
-    waits: Waits,
-    prepare: impl FnOnce(&Path),
-) {
-    let tries = if activation == UEFI { 1 } else { TRIES };
-    let (old, new) = images(70);
-    let Some(rig) = machine(name, activation, |node| prepare(&node.folder), &old).await else { return };
-    let mut shown = vec![old.id()];
-    if waits == Waits::Another {
-        let other = old.edited(72, 5);
-        rig.fleet.ship(&other, "web:2").await;
-        rig.node.sync().await.ok();
-        shown.push(other.id());
-    }
-    rig.fleet.ship(&new, "web:3").await;
-    shown.push(new.id());
-    let booting = Booting { rig: &rig, loader, tries, images: shown };
-
-    let staged = rig.record(async |node| drop(node.sync().await.ok())).await;
-    let base = rig.disk.tree();
-    let counted = Recording { ops: loader.start(&base).ops, base };
-    assert_eq!(booting.start(), B, "{name}");
-    let confirmed = rig.record(async |node| drop(node.sync().await.ok())).await;
-    assert!(booting.arrived(), "{name}");
-    for (part, recording) in [("staged", staged), ("counted", counted), ("confirmed", confirmed)] {
-        let next = async |_: &Rig| booting.go_on().await;
-        // What the image's way into the slot comes to is cut in `power_cuts.rs`: it knows no loader.
-        let cuts = Cuts::of(&rig, format!("{name}-{part}"), &laws).only(concerns_starting).restarting();
-        cuts.everywhere(&recording, |_| booting.found(), next, |_| booting.found()).await;
-    }
-}
-
-/// Goal: a whole update by GRUB.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_update_by_grub() {
-    let loader = Grub { folder: "boot".into() };
-    update_by("grub", &loader, Laws::default(), GRUB, Waits::Nothing, grub_folder).await;
-}
-
-/// Goal: an update by GRUB over a release that waits for its start.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_update_by_grub_over_one_that_waits() {
-    let loader = Grub { folder: "boot".into() };
-    update_by("grub-waiting", &loader, Laws::default(), GRUB, Waits::Another, grub_folder).await;
-}
-
-/// Goal: the same by systemd-boot.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_update_by_systemd_boot() {
-    let loader = SystemdBoot { esp: "esp".into(), kernels: of_both() };
-    let activation = format!("{ESP}{FIXED}");
-    let prepare = |disk: &Path| esp(disk, b"of both");
-    update_by("systemd-boot", &loader, on_fat("esp"), &activation, Waits::Another, prepare).await;
-}
-
-/// Goal: the same by U-Boot.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_update_by_uboot() {
-    let loader = uboot_loader();
-    let prepare = |disk: &Path| environment(disk, &loader);
-    update_by("uboot", &loader, Laws::default(), UBOOT, Waits::Another, prepare).await;
-}
-
-/// Goal: the same by a firmware.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_update_by_uefi() {
-    update_by("uefi", &firmware(), of_firmware(), UEFI, Waits::Another, variables).await;
-}
-
-/// Goal: one that waits is called off by hand; one that comes up sick is left again. Wherever that is cut off, it is held in the
-/// end, and for the reason that it was left for.
-#[tokio::test(flavor = "multi_thread")]
-async fn releases_that_are_left_by_grub() {
-    const TEST: &str = "releases_that_are_left_by_grub";
-    let elsewhere = tempfile::tempdir().expect("a folder");
-    let sick = elsewhere.path().join("sick");
-    let (old, new) = images(74);
-    let prepare = |node: &mut Machine| {
-        grub_folder(&node.folder);
-        let command = format!("commands = [[\"/usr/bin/test\", \"!\", \"-e\", \"{}\"]]", sick.display());
-        node.more = format!("[health]\n{command}\nevery = \"20 ms\"\ndeadline = \"100 ms\"\n");
-    };
-    let Some(rig) = machine(TEST, GRUB, prepare, &old).await else { return };
-    rig.fleet.ship(&new, "web:2").await;
-    rig.node.sync().await.ok();
-    let (waits, loader) = (rig.disk.tree(), Grub { folder: "boot".into() });
-    let booting = Booting { rig: &rig, loader: &loader, tries: TRIES, images: vec![new.id(), old.id()] };
-
-    // Somebody says so until it is so, and the daemon comes up, too.
-    let call_off = async |node: &Machine| {
-        drop(node.rollback().await.result);
-        drop(node.confirm().await.result);
-    };
-    let recording = rig.record(async |node| drop(node.rollback().await.ok())).await;
-    left(&booting, "called-off", &recording, call_off, "by hand").await;
-
-    rig.disk.exchange(&waits);
-    assert_eq!(booting.start(), B);
-    fs::write(&sick, "").expect("a file");
-    let recording = rig.record(async |node| drop(node.sync().await.failed())).await;
-    let confirm = async |node: &Machine| drop(node.confirm().await.result);
-    left(&booting, "sick", &recording, confirm, "went back to web:1").await;
-}
-
-/// Cuts how a release is left: the last image runs in the end, and the other is held for that reason.
-async fn left(booting: &Booting<'_>, name: &str, recording: &Recording, next: impl AsyncFn(&Machine), why: &str) {
-    let next = async |_: &Rig| {
-        booting.until_arrived(&next).await;
-        let held = booting.held();
-        assert!(held.len() == 1 && held[0].contains(why), "held: {held:?}");
-    };
-    let cuts = Cuts::of(booting.rig, name, &Laws::default()).only(concerns_starting).restarting();
-    cuts.everywhere(recording, |_| booting.found(), next, |_| booting.found()).await;
 }

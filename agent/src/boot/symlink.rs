@@ -30,7 +30,7 @@ impl Symlink {
         self.link.parent().unwrap_or(Path::new("/"))
     }
 
-    /// Lets the link last.
+    /// Lets the link last, which may be the work of a run that was killed before it synced.
     fn sync(&self) -> Result<(), ActivationError> {
         let folder = self.folder();
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(Self::fail("syncing", folder))
@@ -60,8 +60,7 @@ impl Activation for Symlink {
         }
     }
 
-    /// The link does not lead there, or it would be the active slot. That must last before the slot is written: it may be the work of
-    /// a run that was killed before it synced.
+    /// The link does not lead there, or it would be the active slot. That must last before the slot is written.
     fn retire(&self, _slot: SlotName) -> Result<(), ActivationError> {
         self.sync()
     }
@@ -88,7 +87,7 @@ impl Activation for Symlink {
     }
 
     fn confirm(&self, _slot: SlotName) -> Result<(), ActivationError> {
-        Ok(())
+        self.sync()
     }
 }
 

@@ -107,12 +107,11 @@ fn end(ctx: &Context, trial: &Trial, last: impl FnOnce() -> Result<(), UpdateErr
     Ok(true)
 }
 
-/// A boot loader that went back by itself counts the starts of what it went back to, and would give that up in the end.
+/// What runs, and comes next, shall last before the record goes: it may be the work of a run that was killed before it synced. Nor shall
+/// it be counted, which a boot loader does with what it went back to by itself.
 fn keep_what_runs(ctx: &Context) -> Result<(), UpdateError> {
     match ctx.activation.look()? {
-        Look { active: Some(active), next, tries: Some(_) } if next == Some(active) => {
-            Ok(ctx.activation.confirm(active)?)
-        }
+        Look { active: Some(active), next, .. } if next == Some(active) => Ok(ctx.activation.confirm(active)?),
         _ => Ok(()),
     }
 }

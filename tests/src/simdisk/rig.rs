@@ -92,6 +92,12 @@ pub fn images(seed: u64) -> (Image, Image) {
     (old, new)
 }
 
+/// A node that is healthy as long as a file is not there.
+pub fn well_without(node: &mut Machine, sick: &Path) {
+    let command = format!("commands = [[\"/usr/bin/test\", \"!\", \"-e\", \"{}\"]]", sick.display());
+    node.more = format!("[health]\n{command}\nevery = \"20 ms\"\ndeadline = \"100 ms\"\n");
+}
+
 /// How many disks are found at each operation beside the four plain ones: `GOLDSYNC_CUT_SEEDS`.
 pub fn seeds() -> u64 {
     std::env::var("GOLDSYNC_CUT_SEEDS").map_or(1, |text| text.parse().expect("GOLDSYNC_CUT_SEEDS is a number"))

@@ -6,11 +6,13 @@ use goldsync_agent::slot::SlotName;
 
 use super::tree::{Op, Tree};
 
+mod fitted;
 mod grub;
 mod systemd_boot;
 mod uboot;
 mod uefi;
 
+pub use fitted::Fitted;
 pub use grub::Grub;
 pub use systemd_boot::SystemdBoot;
 pub use uboot::Uboot;
