@@ -100,7 +100,7 @@ async fn every_kind_of_bad_line() {
         ("out of order", |line| line.jitter(Duration::from_millis(20), 3), |tally| tally.overtaken > 100),
         ("400 kB a second", |line| line.rate(400_000), |tally| tally.passed > 500),
         ("1200 bytes a packet", |line| line.largest(1200), |tally| tally.largest <= 1200),
-        ("ten times another port", |line| line.rate(1_000_000), |tally| tally.rebound > 5),
+        ("another port, again and again", |line| line.rate(1_000_000), |tally| tally.rebound > 5),
         (
             "lost, late, out of order and narrow",
             |line| {
@@ -119,11 +119,17 @@ async fn every_kind_of_bad_line() {
         spoil(&scene.proxy);
         let node = scene.node.clone();
         let run = async { node.sync().await.updated() };
-        let account = if what.starts_with("ten times") {
+        let account = if what.starts_with("another port") {
+            // By packets and not by the clock: however slow both ends are, a path is there long enough to be used.
             let rebind = async {
+                let mut next = 0;
                 loop {
-                    scene.proxy.rebind();
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    let passed = scene.proxy.tally().passed;
+                    if passed >= next {
+                        scene.proxy.rebind();
+                        next = passed + 80;
+                    }
+                    tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             };
             tokio::select! { account = run => account, () = rebind => unreachable!() }
