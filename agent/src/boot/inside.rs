@@ -32,6 +32,9 @@ fn without_kernel(error: VolumeError) -> io::Error {
 mod tests {
     use super::*;
     use std::io::Read;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread::JoinHandle;
 
     #[test]
     fn what_is_no_file_system_has_no_kernel_and_the_cure_is_named() {
@@ -51,6 +54,31 @@ mod tests {
     impl Drop for Loop {
         fn drop(&mut self) {
             let _ = run("losetup", &["-d", &self.0]);
+        }
+    }
+
+    /// Renames a file to and fro, as fast as it can, until it is dropped: while that goes on, the kernel is not sure of any `..`.
+    struct Renames(Arc<AtomicBool>, Option<JoinHandle<()>>);
+
+    impl Renames {
+        fn of(folder: &Path) -> Self {
+            let (stop, names) = (Arc::new(AtomicBool::new(false)), ["here", "there"].map(|name| folder.join(name)));
+            std::fs::write(&names[0], "").unwrap();
+            let stopped = stop.clone();
+            let thread = std::thread::spawn(move || {
+                while !stopped.load(Ordering::Relaxed) {
+                    std::fs::rename(&names[0], &names[1]).unwrap();
+                    std::fs::rename(&names[1], &names[0]).unwrap();
+                }
+            });
+            Self(stop, Some(thread))
+        }
+    }
+
+    impl Drop for Renames {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+            self.1.take().map(JoinHandle::join);
         }
     }
 
@@ -94,7 +122,11 @@ mod tests {
                 let mut text = String::new();
                 file.read_to_string(&mut text).unwrap();
                 assert_eq!(text, "the kernel", "{}", make[0]);
-                assert_eq!(open(slot, Path::new("/out")).unwrap_err().kind(), io::ErrorKind::NotFound);
+                let renames = Renames::of(folder.path());
+                for _ in 0..20 {
+                    assert_eq!(open(slot, Path::new("/out")).unwrap_err().kind(), io::ErrorKind::NotFound);
+                }
+                drop(renames);
                 let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
                 assert!(!mounts.contains(&device.0) && !mounts.contains(&path));
             }

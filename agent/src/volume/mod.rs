@@ -16,6 +16,7 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use goldsync_proto::content::detect;
 use goldsync_proto::limits::BLOCK;
@@ -25,6 +26,9 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MoveMountFlags};
 
 use crate::slot::{Identity, SlotName};
+
+/// How often a file is asked for that the kernel could not be sure about.
+const OPEN_TRIES: u32 = 1000;
 
 mod looped;
 mod mapper;
@@ -216,7 +220,17 @@ impl Detached {
     pub fn open(&self, path: &Path) -> io::Result<File> {
         let how = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
         let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        Ok(File::from(rustix::fs::openat2(&self.mount, path, how, Mode::empty(), inside)?))
+        let mut tries = 1;
+        loop {
+            match rustix::fs::openat2(&self.mount, path, how, Mode::empty(), inside) {
+                // Who renames or mounts anything meanwhile keeps the kernel from being sure of a `..`: it wants to be asked again.
+                Err(Errno::AGAIN) if tries < OPEN_TRIES => {
+                    tries += 1;
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                opened => return Ok(File::from(opened?)),
+            }
+        }
     }
 
     fn move_to(&self, point: &Path, how: MoveMountFlags) -> Result<(), Errno> {
